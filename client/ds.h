@@ -1,0 +1,158 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * ds.h - libds: models resident in dsd, used through shared memory.
+ *
+ * The mental model: connect once; submit any number of requests; take their events in the order
+ * they come, until each request's last event (DS_EVENT_FINAL or DS_EVENT_ERROR). A daemon or engine
+ * that dies in between costs a pause: libds connects again and resumes every request after the
+ * tokens it has delivered, with the same seed, so the bytes go on as if nothing had happened.
+ *
+ * Blocking programs call ds_next() with a timeout. Event loops (epoll, io_uring poll, select) wait
+ * until ds_fd() is readable, then call ds_next() with timeout 0 until it returns DS_NONE.
+ *
+ * Threads: one connection is used by one thread at a time; any number of connections may exist.
+ * Return values: 0 or positive as documented; negative errno on failure, with one line for a person
+ * in ds_error_text(). Structures start with struct_size so that they can grow.
+ */
+#ifndef DS_H
+#define DS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define DS_VERSION "0.1.0"
+
+struct ds; /* a connection */
+
+struct ds_connect_options {
+    size_t struct_size;            /* sizeof(struct ds_connect_options) */
+    const char *socket;            /* NULL: $DSD_SOCKET, else the user's, else /run/dsd/dsd.sock */
+    const char *app_name;          /* shown by `dsctl requests`; NULL: the program's name */
+    uint32_t arena_bytes;          /* room for requests not yet taken by dsd; 0: 1 MiB */
+    uint32_t reconnect_timeout_ms; /* how long a lost daemon is waited for; 0: 30 s; UINT32_MAX: not
+                                      at all */
+};
+
+/* Connects (options may be NULL). -ENOENT, -ECONNREFUSED: no daemon there; -EACCES: not allowed;
+ * -EBUSY: over a limit; -EPROTONOSUPPORT. On failure *ret_ds is NULL and the line is
+ * ds_error_text(NULL) of the calling thread. */
+int ds_connect(struct ds **ret_ds, const struct ds_connect_options *options);
+
+/* Ends the connection; unfinished requests are cancelled. Accepts NULL. */
+void ds_close(struct ds *ds);
+
+/* The line for a person about the last failure on this connection (NULL: of this thread's
+ * ds_connect). Borrowed. */
+const char *ds_error_text(const struct ds *ds);
+
+struct ds_chat_turn {
+    const char *role;    /* "system", "user", "assistant" */
+    const char *content; /* UTF-8, NUL-terminated */
+};
+
+/* A request for an answer. Zero-initialise, set struct_size and what you need. Exactly one of
+ * prompt, turns, tokens. Everything is copied. */
+struct ds_request {
+    size_t struct_size;               /* sizeof(struct ds_request) */
+    const char *model;                /* name; NULL where attachment is used */
+    uint64_t attachment;              /* of ds_attach(), 0: none */
+    const char *prompt;               /* text as it is, no template */
+    const struct ds_chat_turn *turns; /* rendered by the model's chat template */
+    size_t n_turns;
+    const uint32_t *tokens;
+    size_t n_tokens;
+    uint32_t max_tokens;     /* 0: until the model ends or its context is full */
+    const char *const *stop; /* stop strings */
+    size_t n_stop;
+    uint32_t set;      /* DS_SET_* bits: which of the following are said; others take defaults */
+    float temperature; /* 0 = always the likeliest token */
+    uint32_t top_k;
+    float top_p;
+    float min_p;
+    float repeat_penalty;
+    uint64_t seed; /* not said: a random one */
+    int ignore_eos;
+    uint32_t logprobs;      /* alternatives per token */
+    uint64_t deadline_nsec; /* CLOCK_MONOTONIC; 0: none */
+};
+
+#define DS_SET_TEMPERATURE    (1u << 0)
+#define DS_SET_TOP_K          (1u << 1)
+#define DS_SET_TOP_P          (1u << 2)
+#define DS_SET_MIN_P          (1u << 3)
+#define DS_SET_REPEAT_PENALTY (1u << 4)
+#define DS_SET_SEED           (1u << 5)
+
+/* Submits; *ret_id names the request on this connection. -EAGAIN: rings full, take events first;
+ * -EMSGSIZE: larger than the arena; -EINVAL. */
+int ds_submit(struct ds *ds, const struct ds_request *request, uint64_t *ret_id);
+
+/* Submits any packed ds.Request (proto/ds.proto, installed as ds.proto): load, ps, tokenize, score,
+ * ... or generate with everything it can say. Errors as ds_submit(). */
+int ds_send(struct ds *ds, const void *request, size_t size, uint64_t *ret_id);
+
+/* Hands over open files of one model (all splits), to be named by *ret_attachment in requests of
+ * this connection. The descriptors stay the caller's. libds keeps duplicates until the attachment's
+ * connection is closed, to hand them over again after a reconnect. */
+int ds_attach(struct ds *ds, const char *name, const int *fds, unsigned n_fds,
+              uint64_t *ret_attachment);
+
+enum ds_event_type {
+    DS_EVENT_TOKENS = 1, /* ids, text */
+    DS_EVENT_FINAL,      /* message: packed ds.Reply; for generations also reason and usage */
+    DS_EVENT_ERROR,      /* error_code (ds.Error.Code), text: the line; ends the request */
+    DS_EVENT_PROGRESS,   /* text: stage; fraction */
+    DS_EVENT_PONG
+};
+
+enum ds_reason {
+    DS_REASON_STOP = 1,
+    DS_REASON_LENGTH,
+    DS_REASON_CANCELLED,
+    DS_REASON_DEADLINE,
+    DS_REASON_ERROR
+};
+
+struct ds_event {
+    uint64_t id;
+    enum ds_event_type type;
+    const uint32_t *ids; /* TOKENS */
+    size_t n_ids;
+    const char *text; /* UTF-8, whole characters; NUL-terminated at text_size. FINAL: the last text
+                         of the answer */
+    size_t text_size;
+    const void *
+        message; /* FINAL: packed ds.Reply. TOKENS with logprobs: packed ds.TokenChunk. Else NULL */
+    size_t message_size;
+    enum ds_reason reason; /* FINAL of a generation */
+    uint32_t prompt_tokens, cached_tokens, completion_tokens;
+    double ttft_ms, decode_ms;
+    uint32_t error_code; /* ERROR */
+    double fraction;     /* PROGRESS */
+};
+
+#define DS_NONE 1 /* no event within the time */
+
+/* Next event; what it points to is valid until the next call on ds. timeout_ms: 0 = do not wait, -1
+ * = no limit. 0: an event. DS_NONE. -ENOTCONN: the daemon is gone and did not come back in time;
+ * every unfinished request gets a DS_EVENT_ERROR first. */
+int ds_next(struct ds *ds, struct ds_event *ret_event, int timeout_ms);
+
+/* Asks for the end of a request; its last event still comes. Unknown ids are no error. */
+int ds_cancel(struct ds *ds, uint64_t id);
+
+/* Answered by DS_EVENT_PONG: the bare round trip. */
+int ds_ping(struct ds *ds, uint64_t *ret_id);
+
+/* Readable when ds_next() has something to do (level-triggered until DS_NONE). Changes never, also
+ * across reconnects. */
+int ds_fd(const struct ds *ds);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,139 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * backend.h - the table of operations a device implements; model code is written against it once.
+ *
+ * A backend owns the memory and layout of everything it hands out: buffers (activations), weights
+ * (it may repack them at load) and KV caches. Operations run in the order they are called; a result
+ * may be read by the host only through read(), which waits. One thread at a time calls operations
+ * of a backend; weight_new/weight_free may be called by another thread meanwhile (loading).
+ *
+ * Batch invariance: what an operation yields for one row depends on that row (and, in attention, on
+ * that sequence's cache) alone: not on the other rows, their number, or how a prompt was cut. The
+ * CPU backend guarantees it bit for bit, on every instruction set the same.
+ *
+ * Shapes are [rows][width], row-major, float32 unless said otherwise. Returns: 0 or negative errno.
+ */
+#pragma once
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "engine/format/checkpoint.h"
+#include "proto/base.h"
+
+struct ds_backend;
+struct ds_buffer; /* activations: device memory of floats */
+struct ds_weight; /* one matrix as the device likes it */
+struct ds_kv;     /* keys and values of one model: n_blocks blocks of DS_KV_BLOCK positions */
+
+enum ds_kv_type { DS_KV_F32, DS_KV_F16 };
+
+struct ds_kv_geometry {
+    uint32_t n_layers;
+    uint32_t n_kv_heads;
+    uint32_t key_dim;
+    uint32_t value_dim;
+    uint32_t n_blocks;
+    enum ds_kv_type type;
+};
+
+/* One ragged batch. Row r is token tokens[r] at position positions[r] of sequence sequences[r],
+ * which owns the KV blocks block_tables[sequences[r] * blocks_max + position / DS_KV_BLOCK]. Rows
+ * of one sequence are consecutive and in order of position; sequences ascend. All arrays are host
+ * memory. */
+struct ds_batch {
+    uint32_t n_tokens;
+    uint32_t n_sequences;
+    uint32_t n_outputs;           /* rows whose logits are wanted */
+    uint32_t blocks_max;          /* row length of block_tables */
+    const uint32_t *tokens;       /* [n_tokens] */
+    const uint32_t *positions;    /* [n_tokens] */
+    const uint32_t *sequences;    /* [n_tokens] */
+    const uint32_t *outputs;      /* [n_outputs] row numbers, ascending */
+    const uint32_t *block_tables; /* [n_sequences][blocks_max] */
+};
+
+struct ds_rope {
+    const float
+        *frequencies; /* [n_dims / 2] radians per position, scaling applied; host, borrowed */
+    uint32_t n_dims;  /* rotated dims of each head; the rest pass */
+    float magnitude;  /* cos and sin are multiplied by this */
+    bool neox;        /* pairs (i, i + n/2), else (2i, 2i + 1) */
+};
+
+/* One matrix product of a group that shares its input: out[row][n] (+)= W in[row] + bias. */
+struct ds_product {
+    struct ds_buffer *out;
+    const struct ds_weight *weight;
+    const struct ds_buffer *bias; /* [n] or NULL */
+    bool accumulate;              /* out += instead of out = */
+};
+
+struct ds_backend {
+    const char *name; /* "cpu", "cuda": as printed by dsctl status */
+
+    /* --- memory --- */
+    struct ds_buffer *(*buffer_new)(struct ds_backend *backend,
+                                    size_t n_floats);                          /* NULL: no memory */
+    void (*buffer_free)(struct ds_backend *backend, struct ds_buffer *buffer); /* NULL is a no-op */
+    int (*write)(struct ds_backend *backend, struct ds_buffer *to, const float *from,
+                 size_t n_floats);
+    int (*read)(struct ds_backend *backend, float *to, const struct ds_buffer *from, size_t offset,
+                size_t n_floats);
+
+    /* A matrix {K, N} of tensor. gather: rows will be fetched by embed() (the token embedding). May
+     * keep pointers into the checkpoint, which must outlive it. -ENOMEM, -ENOTSUP. */
+    int (*weight_new)(struct ds_backend *backend, const struct ds_tensor *tensor, bool gather,
+                      struct ds_weight **ret_weight);
+    void (*weight_free)(struct ds_backend *backend, struct ds_weight *weight);
+    size_t (*weight_bytes)(const struct ds_weight *weight); /* resident memory of its own */
+
+    int (*kv_new)(struct ds_backend *backend, const struct ds_kv_geometry *geometry,
+                  struct ds_kv **ret_kv);
+    void (*kv_free)(struct ds_backend *backend, struct ds_kv *kv);
+    size_t (*kv_bytes)(const struct ds_kv_geometry *geometry);
+
+    /* --- operations on n rows --- */
+    int (*embed)(struct ds_backend *backend, struct ds_buffer *out, const struct ds_weight *table,
+                 const uint32_t *tokens, uint32_t n);
+    /* out[n][width] = in / sqrt(mean(in^2) + epsilon) * gamma[width]; out may be in. Also per head:
+     * n = rows * heads, width = head size. */
+    int (*rms_norm)(struct ds_backend *backend, struct ds_buffer *out, const struct ds_buffer *in,
+                    const struct ds_buffer *gamma, uint32_t n, uint32_t width, float epsilon);
+    /* n_products products of the same in[n][K]. */
+    int (*matmul)(struct ds_backend *backend, const struct ds_product *products,
+                  unsigned n_products, const struct ds_buffer *in, uint32_t n);
+    /* Rotates x[n][n_heads][head_dim] in place. */
+    int (*rope)(struct ds_backend *backend, struct ds_buffer *x, const struct ds_rope *rope,
+                const uint32_t *positions, uint32_t n, uint32_t n_heads, uint32_t head_dim);
+    /* Stores k[n][n_kv_heads][key_dim], v[n][n_kv_heads][value_dim] at the batch's places. */
+    int (*kv_write)(struct ds_backend *backend, struct ds_kv *kv, uint32_t layer,
+                    const struct ds_buffer *k, const struct ds_buffer *v,
+                    const struct ds_batch *batch);
+    /* out[n][n_heads][value_dim] = softmax(q k * scale) v, causal: positions 0..own. Head h reads
+     * KV head h / (n_heads / n_kv_heads). */
+    int (*attention)(struct ds_backend *backend, struct ds_buffer *out, const struct ds_buffer *q,
+                     const struct ds_kv *kv, uint32_t layer, const struct ds_batch *batch,
+                     uint32_t n_heads, float scale);
+    /* out = gate / (1 + exp(-gate)) * up; out may be gate. */
+    int (*silu_mul)(struct ds_backend *backend, struct ds_buffer *out, const struct ds_buffer *gate,
+                    const struct ds_buffer *up, uint32_t n, uint32_t width);
+    /* out[i] = in[rows[i]], i < n. */
+    int (*gather)(struct ds_backend *backend, struct ds_buffer *out, const struct ds_buffer *in,
+                  const uint32_t *rows, uint32_t n, uint32_t width);
+
+    /* "AVX-512 VNNI, 2 threads": for dsctl status. */
+    const char *(*describe)(const struct ds_backend *backend);
+    void (*close)(struct ds_backend *backend);
+};
+
+struct ds_cpu_options {
+    unsigned
+        n_threads; /* compute threads incl. the caller; 0 = what affinity and cgroup quota allow */
+    const char *isa;    /* NULL = best; "portable", "avx2", "avx512": no better than this */
+    unsigned spin_usec; /* threads spin this long before sleeping; default 50 (see cpu/pool.h) */
+};
+
+/* Threads sleep while nothing runs. -ENOMEM, -EAGAIN, -ENOTSUP (isa not on this machine). */
+int ds_backend_cpu(struct ds_backend **ret_backend, const struct ds_cpu_options *options);

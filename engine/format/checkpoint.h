@@ -1,0 +1,148 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * checkpoint.h - one in-memory description of a model's files, whatever their format.
+ *
+ * A checkpoint maps the files it was given and describes them; it converts nothing. All strings and
+ * data pointers lie in the mapping or in the checkpoint's own memory and live as long as it does.
+ * Immutable after opening: any thread may read. Files are hostile: every length is checked against
+ * the file. Sources: GGUF specification (ggml docs/gguf.md); shared notation: dims[0] is the
+ * contiguous one, a matrix {K, N} is N rows of K elements and y = W x.
+ */
+#pragma once
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "proto/base.h"
+
+struct ds_checkpoint; /* opaque parts in checkpoint.c; the public description: */
+
+/* ggml's numbers; the trait table in engine/format/quant.h says which of them are supported. */
+enum ds_type {
+    DS_TYPE_F32 = 0,
+    DS_TYPE_F16 = 1,
+    DS_TYPE_Q4_0 = 2,
+    DS_TYPE_Q4_1 = 3,
+    DS_TYPE_Q5_0 = 6,
+    DS_TYPE_Q5_1 = 7,
+    DS_TYPE_Q8_0 = 8,
+    DS_TYPE_Q4_K = 12,
+    DS_TYPE_Q5_K = 13,
+    DS_TYPE_Q6_K = 14,
+    DS_TYPE_BF16 = 30,
+};
+
+struct ds_tensor {
+    const char *name; /* NUL-terminated */
+    uint32_t type;    /* enum ds_type, always a supported one */
+    uint32_t n_dims;
+    uint64_t dims[4]; /* unused ones are 1 */
+    const void *data; /* in the mapping; aligned to the file's alignment only */
+    uint64_t size_bytes;
+};
+
+enum ds_architecture { DS_ARCH_LLAMA, DS_ARCH_QWEN2, DS_ARCH_QWEN3 };
+enum ds_rope_scaling { DS_ROPE_NONE, DS_ROPE_LINEAR, DS_ROPE_YARN };
+
+struct ds_hyper {
+    enum ds_architecture architecture;
+    uint32_t n_layers;
+    uint32_t width; /* d, residual stream */
+    uint32_t ffn_width;
+    uint32_t n_heads;
+    uint32_t n_kv_heads;
+    uint32_t key_dim; /* per head */
+    uint32_t value_dim;
+    uint32_t n_vocab;
+    uint32_t context; /* trained positions */
+    float rms_epsilon;
+    /* RoPE */
+    uint32_t rope_dims;
+    float rope_base;
+    bool rope_neox; /* pairs (i, i + n/2); else (2i, 2i + 1) */
+    enum ds_rope_scaling rope_scaling;
+    float rope_factor; /* 1 where there is none */
+    uint32_t rope_original_context;
+    float rope_beta_fast, rope_beta_slow; /* YaRN */
+    float rope_attn_factor;
+};
+
+struct ds_bytes {
+    const char *data; /* not NUL-terminated */
+    size_t size;
+};
+
+enum ds_vocab_kind { DS_VOCAB_BPE, DS_VOCAB_SPM };
+enum ds_token_type {
+    DS_TOKEN_NORMAL = 1,
+    DS_TOKEN_UNKNOWN,
+    DS_TOKEN_CONTROL,
+    DS_TOKEN_USER,
+    DS_TOKEN_UNUSED,
+    DS_TOKEN_BYTE
+};
+
+#define DS_TOKEN_NONE UINT32_MAX
+
+/* What the file says of its tokeniser. Arrays have n_tokens entries. */
+struct ds_vocab {
+    enum ds_vocab_kind kind;
+    struct ds_bytes pre; /* pre-tokeniser, "" where the file says none */
+    uint32_t n_tokens;
+    const struct ds_bytes *tokens;
+    const int32_t *types; /* enum ds_token_type; NULL: all normal */
+    const float *scores;  /* SPM; NULL otherwise */
+    uint32_t n_merges;
+    const struct ds_bytes *merges;                 /* BPE: "left right" */
+    uint32_t bos, eos, eot, eom, unknown, padding; /* DS_TOKEN_NONE where not said */
+    uint32_t fim_pad, fim_rep, fim_sep;
+    int8_t add_bos, add_eos, add_space_prefix, ignore_merges; /* -1 where not said */
+    struct ds_bytes chat_template;                            /* "" where the file has none */
+};
+
+/* The file's own sampling advice; NAN / 0-with-flag-false where not said. */
+struct ds_sampling_advice {
+    float temperature, top_p, min_p, repeat_penalty; /* NAN: not said */
+    int32_t top_k;                                   /* -1: not said */
+};
+
+struct ds_metadata { /* one key for a person */
+    const char *key;
+    const char *value; /* arrays shortened: "[49152 strings]" */
+};
+
+/* Opens a model from n_fds descriptors (one GGUF, or all splits of one in any order); they are
+ * dup'ed or mapped, the caller keeps its own. name is for error texts. vocab_only: accept a file
+ * without tensors (ds_checkpoint_hyper() is then zero where not said). Errors (text in error):
+ * -EBADMSG damaged or not GGUF; -ENOTSUP version, type, architecture or tokeniser this build has
+ * not; -EINVAL keys or shapes that contradict each other; -ENOMEM, -EIO. */
+int ds_checkpoint_open(struct ds_checkpoint **ret_checkpoint, const int *fds, unsigned n_fds,
+                       const char *name, bool vocab_only, struct ds_error *error);
+struct ds_checkpoint *ds_checkpoint_free(struct ds_checkpoint *checkpoint);
+void ds_checkpoint_free_p(struct ds_checkpoint **checkpoint);
+
+const char *ds_checkpoint_name(const struct ds_checkpoint *checkpoint);
+const char *ds_checkpoint_architecture(const struct ds_checkpoint *checkpoint); /* as in the file */
+const struct ds_hyper *ds_checkpoint_hyper(const struct ds_checkpoint *checkpoint);
+const struct ds_vocab *ds_checkpoint_vocab(const struct ds_checkpoint *checkpoint);
+const struct ds_sampling_advice *ds_checkpoint_advice(const struct ds_checkpoint *checkpoint);
+
+/* By full name ("blk.3.attn_q.weight"): NULL where there is none. */
+const struct ds_tensor *ds_checkpoint_tensor(const struct ds_checkpoint *checkpoint,
+                                             const char *name);
+
+/* blk.LAYER.NAME with its shape demanded ({ne0, ne1}, ne1 0 = vector). NULL + error text (names
+ * tensor, has, wants) where it is missing or shaped otherwise. layer -1: a global tensor. */
+const struct ds_tensor *ds_checkpoint_require(const struct ds_checkpoint *checkpoint, int layer,
+                                              const char *name, uint64_t ne0, uint64_t ne1,
+                                              struct ds_error *error);
+
+unsigned ds_checkpoint_n_tensors(const struct ds_checkpoint *checkpoint);
+const struct ds_tensor *ds_checkpoint_tensor_at(const struct ds_checkpoint *checkpoint, unsigned i);
+unsigned ds_checkpoint_n_metadata(const struct ds_checkpoint *checkpoint);
+const struct ds_metadata *ds_checkpoint_metadata(const struct ds_checkpoint *checkpoint);
+uint64_t ds_checkpoint_file_bytes(const struct ds_checkpoint *checkpoint);
+uint64_t ds_checkpoint_n_parameters(const struct ds_checkpoint *checkpoint);
+const char *
+ds_checkpoint_main_type(const struct ds_checkpoint *checkpoint); /* most bytes: "Q4_1" */

@@ -1,0 +1,40 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * quant.h - tensor types: their blocks, and what each block means as floats.
+ *
+ * The portable meaning of every type; the oracle for all fast kernels. Layouts and formulae: ggml
+ * (ggml-common.h), restated in man/dsd-models.7 and checked by known answers in tests/test_quant.c.
+ */
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "engine/format/checkpoint.h"
+
+struct ds_type_traits {
+    const char *name;
+    uint32_t block_elements; /* elements per block; rows are whole blocks */
+    uint32_t block_bytes;
+    /* out[n] = the n elements (whole blocks) at blocks; blocks need no alignment. */
+    void (*dequantise)(const void *blocks, float *out, size_t n);
+};
+
+/* NULL: not a supported type. */
+const struct ds_type_traits *ds_type_traits(uint32_t type);
+
+/* Name of any type number ggml knows, supported or not; "type 97" style text otherwise. For errors.
+ */
+const char *ds_type_name(uint32_t type, char buffer[24]);
+
+/* Bytes of a row of n elements; 0 where n is not a multiple of the block. */
+uint64_t ds_type_row_bytes(uint32_t type, uint64_t n);
+
+float ds_f16_to_f32(uint16_t bits);
+uint16_t ds_f32_to_f16(float value); /* round to nearest even */
+float ds_bf16_to_f32(uint16_t bits);
+uint16_t ds_f32_to_bf16(float value); /* round to nearest even, NaN quieted */
+
+/* Simple reference quantisers, for tests and for small models made by tests: whole blocks.
+ * -ENOTSUP where there is none for the type. */
+int ds_quantise(uint32_t type, const float *in, void *blocks, size_t n);

@@ -1,0 +1,35 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * model.h - a checkpoint's weights on a backend, and its forward pass.
+ *
+ * One flat forward() per family (llama.c: llama, qwen2, qwen3). Not thread-safe: the engine's step
+ * loop owns it, except ds_model_load(), which may run on a loader thread before anyone else sees
+ * the model.
+ */
+#pragma once
+
+#include <stdint.h>
+
+#include "engine/backend.h"
+
+struct ds_model;
+
+/* Loads all weights. The checkpoint must outlive the model; backend likewise. progress(arg,
+ * fraction) is called now and then (NULL allowed) and may return nonzero to give up (-ECANCELED).
+ * batch_max: rows of the largest batch forward() will see; outputs_max: likewise for its outputs.
+ * Errors as ds_checkpoint_open() plus -ENOMEM; everything taken is given back. */
+int ds_model_load(struct ds_model **ret_model, struct ds_backend *backend,
+                  const struct ds_checkpoint *checkpoint, uint32_t batch_max, uint32_t outputs_max,
+                  int (*progress)(void *arg, double fraction), void *arg, struct ds_error *error);
+struct ds_model *ds_model_free(struct ds_model *model);
+
+/* What the model's KV cache looks like (n_blocks 0, to be chosen). F32 where its matrices are F32,
+ * else F16. */
+void ds_model_kv_geometry(const struct ds_model *model, struct ds_kv_geometry *ret_geometry);
+
+uint64_t ds_model_weight_bytes(const struct ds_model *model);
+
+/* Runs batch (n_tokens <= batch_max, every token < n_vocab), writes its keys and values into kv and
+ * logits[n_outputs][n_vocab] (host memory). */
+int ds_model_forward(struct ds_model *model, struct ds_kv *kv, const struct ds_batch *batch,
+                     float *logits);

@@ -1,0 +1,105 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * scheduler.h - continuous batching: many requests, one batch per step.
+ *
+ * A scheduler serves one resident model. Each step it fills one batch: running sequences first (one
+ * token each), then prompt chunks up to the token/time budget, fairly between users (virtual token
+ * counter). Sequences own KV blocks through reference counts; full blocks are shared by prefix
+ * within one user; when blocks run out the youngest sequence is put back and recomputed later. None
+ * of this shows in the tokens.
+ *
+ * One thread. Nothing is logged; results go to the sink during ds_scheduler_step().
+ * Sources: Kwon et al. 2023 (paged KV), Sheng et al. 2023 (VTC), vLLM's token-budget loop.
+ */
+#pragma once
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "engine/backend.h"
+#include "engine/model/model.h"
+#include "engine/serve/sampler.h"
+#include "engine/text/tokenizer.h"
+
+struct ds_scheduler;
+
+enum ds_finish {
+    DS_FINISH_STOP = 1,
+    DS_FINISH_LENGTH,
+    DS_FINISH_CANCELLED,
+    DS_FINISH_DEADLINE,
+    DS_FINISH_ERROR
+};
+
+struct ds_job {
+    uint64_t id;
+    uint32_t uid;
+    bool score;       /* teacher-forced: no tokens are made */
+    uint32_t *tokens; /* prompt, then delivered; malloc'ed, the scheduler frees it */
+    uint32_t n_prompt;
+    uint32_t n_delivered; /* resume: answer tokens the caller has already */
+    uint32_t max_tokens; /* of the answer, delivered ones included; 0 = until the context is full */
+    bool ignore_eos;
+    bool want_logprobs;
+    uint32_t n_top; /* alternatives per token; score: after the text */
+    struct ds_sampling sampling;
+    struct ds_logit_bias *bias; /* owned; sampling.bias points to it */
+    struct ds_bytes *stops;     /* owned, with their bytes in the same allocation */
+    uint32_t n_stops;
+    uint64_t deadline_nsec;  /* CLOCK_MONOTONIC, 0 = none */
+    uint64_t submitted_nsec; /* when dsd accepted it */
+};
+
+/* What a step yields. Pointers are borrowed for the call. */
+struct ds_output {
+    uint64_t id;
+    uint32_t n_tokens; /* new tokens, 0 or 1 today */
+    const uint32_t *tokens;
+    struct ds_bytes text;           /* what they add */
+    const float *logprobs;          /* [n_tokens] or NULL */
+    const struct ds_top_token *top; /* [n_tokens][n_top] or NULL */
+    uint32_t n_top;
+    bool first; /* first output of the job: n_prompt, n_cached are news */
+    uint32_t n_prompt, n_cached, n_completion;
+    enum ds_finish finish;     /* 0: goes on */
+    struct ds_bytes tail_text; /* with finish: text held back until now */
+    struct ds_bytes stop;      /* with DS_FINISH_STOP by a stop string: which */
+    double queue_ms, prefill_ms, ttft_ms, decode_ms; /* with finish */
+    /* score, with finish: */
+    double nll;
+    const char *error; /* with DS_FINISH_ERROR */
+    int error_code;    /* negative errno */
+};
+
+struct ds_scheduler_options {
+    uint32_t n_blocks;         /* of the KV cache */
+    uint32_t context;          /* positions per sequence */
+    uint32_t batch_tokens_max; /* rows of a batch, <= the model's batch_max */
+    uint32_t sequences_max;    /* running at once, <= the model's outputs_max */
+    uint32_t step_usec_target; /* prompt chunks are sized so that a step with decodes takes about
+                                  this; 0 = no limit */
+    uint64_t prefix_salt;      /* random per engine: keys of the prefix cache */
+};
+
+typedef void ds_output_sink(void *arg, const struct ds_output *output);
+
+/* model and tokenizer are borrowed. Makes the KV cache. -ENOMEM. */
+int ds_scheduler_new(struct ds_scheduler **ret_scheduler, struct ds_backend *backend,
+                     struct ds_model *model, const struct ds_tokenizer *tokenizer,
+                     const struct ds_scheduler_options *options, struct ds_error *error);
+struct ds_scheduler *ds_scheduler_free(struct ds_scheduler *scheduler); /* drops jobs silently */
+
+/* Takes job and all it owns, even when it fails. -EINVAL: parameter out of range or token beyond
+ * the vocabulary; -EMSGSIZE: prompt does not fit the context; -ENOMEM; the line is in error. */
+int ds_scheduler_add(struct ds_scheduler *scheduler, struct ds_job *job, struct ds_error *error);
+void ds_job_deinit(struct ds_job *job);
+
+/* Cancels at the next step, which reports DS_FINISH_CANCELLED. Unknown ids are no error. */
+void ds_scheduler_cancel(struct ds_scheduler *scheduler, uint64_t id);
+
+/* One step. 1: there is more to do; 0: idle; negative: the backend failed (the engine must end). */
+int ds_scheduler_step(struct ds_scheduler *scheduler, ds_output_sink *sink, void *arg);
+
+bool ds_scheduler_idle(const struct ds_scheduler *scheduler);
+uint64_t ds_scheduler_kv_bytes(const struct ds_scheduler *scheduler);
