@@ -196,7 +196,8 @@ $(B)/tests/e2e/%: $(B)/tests/e2e/%.o $(testlib) $(client) $(engine) $(shm) $(pro
 
 tests: all $(tests) $(helpers)
 
-check: setup
+check:
+	@tests/setup.sh packages check
 	@$(MAKE) --no-print-directory tests
 	@tests/setup.sh model
 	@tests/run.sh $(B) all
