@@ -25,14 +25,16 @@
 #define DS_ARENA_BYTES_MAX    (64u << 20) /* request arena of one connection */
 #define DS_RESPONSE_BYTES_MAX (64u << 20) /* response byte ring of one connection */
 #define DS_PAYLOAD_BYTES_MAX  (32u << 20) /* one packed message, before unpacking */
-#define DS_UNPACK_FACTOR_MAX  16u         /* unpacked size <= factor * packed size + 64 KiB */
-#define DS_MODEL_FILES_MAX    128u        /* files (splits) of one model */
-#define DS_MODEL_NAME_MAX     255u        /* bytes of a model name */
-#define DS_STOP_STRINGS_MAX   16u         /* stop strings of one request */
-#define DS_STOP_BYTES_MAX     256u        /* bytes of one stop string */
-#define DS_LOGPROBS_MAX       20u         /* alternatives reported per token */
-#define DS_MESSAGES_MAX       4096u       /* chat messages of one request */
-#define DS_KV_BLOCK           32u         /* positions of one KV block */
+#define DS_UNPACK_FACTOR_MAX  24u         /* unpacked size <= factor * packed size + slack, */
+#define DS_UNPACK_SLACK_BYTES (64u << 10)
+#define DS_UNPACK_BYTES_MAX   (256u << 20) /* and never more than this */
+#define DS_MODEL_FILES_MAX    128u         /* files (splits) of one model */
+#define DS_MODEL_NAME_MAX     255u         /* bytes of a model name */
+#define DS_STOP_STRINGS_MAX   16u          /* stop strings of one request */
+#define DS_STOP_BYTES_MAX     256u         /* bytes of one stop string */
+#define DS_LOGPROBS_MAX       20u          /* alternatives reported per token */
+#define DS_MESSAGES_MAX       4096u        /* chat messages of one request */
+#define DS_KV_BLOCK           32u          /* positions of one KV block */
 
 /* --- cleanup --- */
 

@@ -12,9 +12,10 @@
 
 #include "proto/ds.pb-c.h"
 
-/* Unpacks size bytes. All memory comes from one block of at most DS_UNPACK_FACTOR_MAX * size + 64
- * KiB; free with ds_message_free(). -EBADMSG: malformed or too deep. -EMSGSIZE: exceeds the bound.
- * -ENOMEM. The caller casts *ret_message to the type of descriptor. */
+/* Unpacks size bytes. All memory comes from one block of at most DS_UNPACK_FACTOR_MAX * size +
+ * DS_UNPACK_SLACK_BYTES, and DS_UNPACK_BYTES_MAX; free with ds_message_free(). -EBADMSG: malformed.
+ * -EMSGSIZE: exceeds the bound, or DS_PAYLOAD_BYTES_MAX. -ENOMEM. The type of *ret_message is that
+ * of descriptor. Strings end in NUL but may be any bytes before it. */
 int ds_message_unpack(const ProtobufCMessageDescriptor *descriptor, const void *bytes, size_t size,
                       void *ret_message /* Ds__X ** */);
 
