@@ -55,8 +55,9 @@ uint32_t ds_sampler_pick(struct ds_sampler *sampler, const struct ds_sampling *s
                          const float *logits, const uint32_t *history, size_t n_history,
                          uint64_t position);
 
-/* log softmax of raw logits at id (double accumulation), and the n largest (ties: lowest id first).
+/* log softmax of raw logits at id (double accumulation), and the n <= n_vocab largest (ties: lowest
+ * id first). Not a number counts as -inf, as in a draw.
  */
-float ds_logprob(const float *logits, uint32_t n_vocab, uint32_t id);
+double ds_logprob(const float *logits, uint32_t n_vocab, uint32_t id);
 void ds_top_logprobs(const float *logits, uint32_t n_vocab, struct ds_top_token *ret_top,
                      unsigned n);
