@@ -1,0 +1,295 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "engine/format/checkpoint_parts.h"
+
+static const struct {
+    const char *name;
+    bool rope_neox;
+} architectures[] = {
+    [DS_ARCH_LLAMA] = { "llama", false },
+    [DS_ARCH_QWEN2] = { "qwen2", true },
+    [DS_ARCH_QWEN3] = { "qwen3", true },
+};
+
+/* Keys that carry the architecture's name: "llama.block_count". */
+struct prefixed {
+    struct ds_key_reader reader;
+    const char *architecture;
+    bool required; /* false for vocabulary-only files */
+    char name[160];
+};
+
+static const char *key_name(struct prefixed *keys, const char *suffix)
+{
+    (void) snprintf(keys->name, sizeof keys->name, "%s.%s", keys->architecture, suffix);
+    return keys->name;
+}
+
+static int get_u32(struct prefixed *keys, const char *suffix, bool required, uint32_t *value)
+{
+    return ds_key_u32(&keys->reader, key_name(keys, suffix), required && keys->required, value);
+}
+
+static int get_f32(struct prefixed *keys, const char *suffix, bool required, float *value)
+{
+    return ds_key_f32(&keys->reader, key_name(keys, suffix), required && keys->required, value);
+}
+
+static int get_layers(struct prefixed *keys, const char *suffix, bool required, uint32_t *value)
+{
+    bool uniform;
+    int r;
+
+    r = ds_key_layers(&keys->reader, key_name(keys, suffix), required && keys->required, value,
+                      &uniform);
+    if (r == 0 && !uniform && keys->required)
+        return ds_error_set(keys->reader.error, -ENOTSUP,
+                            "%s: key '%s' differs between layers, which this build cannot run: "
+                            "use a model whose layers are alike",
+                            keys->reader.gguf->label, keys->name);
+    return r;
+}
+
+static int read_architecture(struct ds_checkpoint *checkpoint, struct ds_error *error)
+{
+    const struct ds_gguf *gguf = &checkpoint->files[0];
+    struct ds_key_reader reader = { gguf, error };
+    struct ds_bytes name = { "", 0 }, type = { "", 0 };
+    char printable[65];
+    int r;
+
+    r = ds_key_bytes(&reader, "general.architecture", &name);
+    if (r == 0)
+        r = ds_key_bytes(&reader, "general.type", &type);
+    if (r < 0)
+        return r;
+    if (name.size == 0)
+        return ds_error_set(error, -EINVAL,
+                            "%s: key 'general.architecture' is missing: convert the model again",
+                            gguf->label);
+    for (size_t i = 0; i <= name.size && i < sizeof printable; i++) {
+        bool plain = i < name.size && name.data[i] > ' ' && name.data[i] <= '~';
+
+        printable[i] = i == name.size || i == sizeof printable - 1 ? '\0' : name.data[i];
+        if (printable[i] && !plain)
+            printable[i] = '?';
+    }
+    checkpoint->architecture = strdup(printable);
+    if (!checkpoint->architecture)
+        return ds_error_set(error, -ENOMEM, "%s: no memory", gguf->label);
+    if (checkpoint->vocab_only)
+        return 0;
+    if (type.size == 7 && memcmp(type.data, "adapter", 7) == 0)
+        return ds_error_set(error, -ENOTSUP,
+                            "%s: is an adapter, not a model: give the model it was made for",
+                            gguf->label);
+    return 0;
+}
+
+static int choose_architecture(struct ds_checkpoint *checkpoint, struct ds_error *error)
+{
+    for (unsigned i = 0; i < sizeof architectures / sizeof architectures[0]; i++)
+        if (strcmp(checkpoint->architecture, architectures[i].name) == 0) {
+            checkpoint->hyper.architecture = (enum ds_architecture) i;
+            checkpoint->hyper.rope_neox = architectures[i].rope_neox;
+            return 0;
+        }
+    if (checkpoint->vocab_only)
+        return 0;
+    return ds_error_set(error, -ENOTSUP,
+                        "%s: architecture '%s' is not supported: this build runs llama, qwen2 and "
+                        "qwen3 models",
+                        checkpoint->files[0].label, checkpoint->architecture);
+}
+
+static int read_sizes(struct prefixed *keys, struct ds_hyper *hyper)
+{
+    uint32_t experts = 0;
+    int r;
+
+    r = get_u32(keys, "block_count", true, &hyper->n_layers);
+    if (r == 0)
+        r = get_u32(keys, "context_length", true, &hyper->context);
+    if (r == 0)
+        r = get_u32(keys, "embedding_length", true, &hyper->width);
+    if (r == 0)
+        r = get_layers(keys, "feed_forward_length", true, &hyper->ffn_width);
+    if (r == 0)
+        r = get_layers(keys, "attention.head_count", true, &hyper->n_heads);
+    hyper->n_kv_heads = hyper->n_heads;
+    if (r == 0)
+        r = get_layers(keys, "attention.head_count_kv", false, &hyper->n_kv_heads);
+    hyper->key_dim = hyper->n_heads ? hyper->width / hyper->n_heads : 0;
+    hyper->value_dim = hyper->key_dim;
+    if (r == 0)
+        r = get_u32(keys, "attention.key_length", false, &hyper->key_dim);
+    if (r == 0)
+        r = get_u32(keys, "attention.value_length", false, &hyper->value_dim);
+    if (r == 0)
+        r = get_f32(keys, "attention.layer_norm_rms_epsilon", true, &hyper->rms_epsilon);
+    if (r == 0)
+        r = get_u32(keys, "vocab_size", false, &hyper->n_vocab);
+    if (r == 0)
+        r = get_u32(keys, "expert_count", false, &experts);
+    if (r == 0 && experts > 0 && keys->required)
+        return ds_error_set(keys->reader.error, -ENOTSUP,
+                            "%s: a mixture of %u experts, which this build cannot run: "
+                            "use a dense %s model",
+                            keys->reader.gguf->label, experts, keys->architecture);
+    return r;
+}
+
+static int read_scaling_type(struct prefixed *keys, struct ds_hyper *hyper)
+{
+    struct ds_bytes type = { "", 0 };
+    int r;
+
+    r = ds_key_bytes(&keys->reader, key_name(keys, "rope.scaling.type"), &type);
+    if (r < 0)
+        return r;
+    if (type.size == 0) /* files without the key mean linear where they give a factor */
+        hyper->rope_scaling = hyper->rope_factor != 1.0f ? DS_ROPE_LINEAR : DS_ROPE_NONE;
+    else if (type.size == 4 && memcmp(type.data, "none", 4) == 0)
+        hyper->rope_scaling = DS_ROPE_NONE;
+    else if (type.size == 6 && memcmp(type.data, "linear", 6) == 0)
+        hyper->rope_scaling = DS_ROPE_LINEAR;
+    else if (type.size == 4 && memcmp(type.data, "yarn", 4) == 0)
+        hyper->rope_scaling = DS_ROPE_YARN;
+    else if (keys->required)
+        return ds_error_set(keys->reader.error, -ENOTSUP,
+                            "%s: key '%s' names a scaling this build has not: "
+                            "it knows none, linear and yarn",
+                            keys->reader.gguf->label, keys->name);
+    if (hyper->rope_scaling == DS_ROPE_NONE)
+        hyper->rope_factor = 1.0f;
+    return 0;
+}
+
+static int read_rope(struct prefixed *keys, struct ds_hyper *hyper)
+{
+    float extrapolation = 1.0f;
+    int r;
+
+    hyper->rope_dims = hyper->key_dim;
+    hyper->rope_base = 10000.0f;
+    hyper->rope_factor = 1.0f;
+    hyper->rope_original_context = hyper->context;
+    hyper->rope_beta_fast = 32.0f;
+    hyper->rope_beta_slow = 1.0f;
+    hyper->rope_attn_factor = 1.0f;
+    r = get_u32(keys, "rope.dimension_count", false, &hyper->rope_dims);
+    if (r == 0)
+        r = get_f32(keys, "rope.freq_base", false, &hyper->rope_base);
+    if (r == 0)
+        r = get_f32(keys, "rope.scale_linear", false, &hyper->rope_factor);
+    if (r == 0)
+        r = get_f32(keys, "rope.scaling.factor", false, &hyper->rope_factor);
+    if (hyper->rope_factor == 0.0f) /* some converters write 0 for "no scaling" */
+        hyper->rope_factor = 1.0f;
+    if (r == 0)
+        r = read_scaling_type(keys, hyper);
+    if (r == 0)
+        r = get_u32(keys, "rope.scaling.original_context_length", false,
+                    &hyper->rope_original_context);
+    if (r == 0)
+        r = get_f32(keys, "rope.scaling.attn_factor", false, &hyper->rope_attn_factor);
+    if (r == 0)
+        r = get_f32(keys, "rope.scaling.yarn_attn_factor", false, &hyper->rope_attn_factor);
+    if (r == 0)
+        r = get_f32(keys, "rope.scaling.yarn_beta_fast", false, &hyper->rope_beta_fast);
+    if (r == 0)
+        r = get_f32(keys, "rope.scaling.yarn_beta_slow", false, &hyper->rope_beta_slow);
+    if (r == 0)
+        r = get_f32(keys, "rope.scaling.yarn_ext_factor", false, &extrapolation);
+    if (r == 0 && keys->required && extrapolation >= 0.0f && extrapolation != 1.0f)
+        return ds_error_set(keys->reader.error, -ENOTSUP,
+                            "%s: key '%s' is %g, this build knows only 1: convert the model again",
+                            keys->reader.gguf->label, keys->name, (double) extrapolation);
+    return r;
+}
+
+int ds_checkpoint_read_hyper(struct ds_checkpoint *checkpoint, struct ds_error *error)
+{
+    struct prefixed keys = { .reader = { &checkpoint->files[0], error },
+                             .required = !checkpoint->vocab_only };
+    int r;
+
+    r = read_architecture(checkpoint, error);
+    if (r == 0)
+        r = choose_architecture(checkpoint, error);
+    if (r < 0)
+        return r;
+    keys.architecture = checkpoint->architecture;
+    r = read_sizes(&keys, &checkpoint->hyper);
+    if (r == 0)
+        r = read_rope(&keys, &checkpoint->hyper);
+    return r;
+}
+
+/* --- do they make sense together? --- */
+
+struct range {
+    const char *what;
+    uint32_t value, low, high;
+};
+
+static int check_ranges(const struct ds_checkpoint *checkpoint, struct ds_error *error)
+{
+    const struct ds_hyper *h = &checkpoint->hyper;
+    const struct range ranges[] = {
+        { "block_count", h->n_layers, 1, DS_LAYERS_MAX },
+        { "context_length", h->context, 1, DS_CONTEXT_MAX },
+        { "embedding_length", h->width, 1, DS_WIDTH_MAX },
+        { "feed_forward_length", h->ffn_width, 1, DS_WIDTH_MAX },
+        { "attention.head_count", h->n_heads, 1, DS_WIDTH_MAX },
+        { "attention.head_count_kv", h->n_kv_heads, 1, h->n_heads },
+        { "attention.key_length", h->key_dim, 1, DS_WIDTH_MAX / h->n_heads },
+        { "attention.value_length", h->value_dim, 1, DS_WIDTH_MAX / h->n_heads },
+        { "rope.dimension_count", h->rope_dims, 2, h->key_dim },
+        { "rope.scaling.original_context_length", h->rope_original_context, 1, DS_CONTEXT_MAX },
+    };
+
+    for (unsigned i = 0; i < sizeof ranges / sizeof ranges[0]; i++)
+        if (ranges[i].value < ranges[i].low || ranges[i].value > ranges[i].high)
+            return ds_error_set(error, -EINVAL,
+                                "%s: key '%s.%s' is %u, possible is %u to %u: "
+                                "convert the model again",
+                                checkpoint->files[0].label, checkpoint->architecture,
+                                ranges[i].what, ranges[i].value, ranges[i].low, ranges[i].high);
+    return 0;
+}
+
+static int contradiction(const struct ds_checkpoint *checkpoint, struct ds_error *error,
+                         const char *what)
+{
+    return ds_error_set(error, -EINVAL, "%s: %s: convert the model again",
+                        checkpoint->files[0].label, what);
+}
+
+int ds_checkpoint_check_hyper(const struct ds_checkpoint *checkpoint, struct ds_error *error)
+{
+    const struct ds_hyper *h = &checkpoint->hyper;
+    int r;
+
+    if (h->n_heads == 0)
+        return contradiction(checkpoint, error, "its keys give the attention no heads");
+    r = check_ranges(checkpoint, error);
+    if (r < 0)
+        return r;
+    if (h->n_heads % h->n_kv_heads != 0)
+        return contradiction(checkpoint, error, "its KV heads do not divide its heads");
+    if (h->rope_dims % 2 != 0)
+        return contradiction(checkpoint, error, "rope.dimension_count is odd");
+    if (!(h->rms_epsilon >= 0.0f && h->rms_epsilon < 1.0f))
+        return contradiction(checkpoint, error,
+                             "attention.layer_norm_rms_epsilon is not between 0 and 1");
+    if (!(h->rope_base > 1.0f) || !(h->rope_factor > 0.0f) || !(h->rope_attn_factor > 0.0f))
+        return contradiction(checkpoint, error, "its RoPE base or scaling is not positive");
+    if (!(h->rope_beta_fast > 0.0f) || !(h->rope_beta_slow > 0.0f))
+        return contradiction(checkpoint, error, "its YaRN bounds are not positive");
+    if (h->n_vocab != checkpoint->vocab.n_tokens)
+        return ds_error_set(error, -EINVAL,
+                            "%s: %u tokens in its vocabulary, but %u rows of token_embd.weight: "
+                            "convert the model again",
+                            checkpoint->files[0].label, checkpoint->vocab.n_tokens, h->n_vocab);
+    return 0;
+}
