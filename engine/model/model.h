@@ -16,7 +16,8 @@ struct ds_model;
 
 /* Loads all weights. The checkpoint must outlive the model; backend likewise. progress(arg,
  * fraction) is called now and then (NULL allowed) and may return nonzero to give up (-ECANCELED).
- * batch_max: rows of the largest batch forward() will see; outputs_max: likewise for its outputs.
+ * batch_max: rows of the largest batch forward() will see; outputs_max <= batch_max: likewise for
+ * its outputs.
  * Errors as ds_checkpoint_open() plus -ENOMEM; everything taken is given back. */
 int ds_model_load(struct ds_model **ret_model, struct ds_backend *backend,
                   const struct ds_checkpoint *checkpoint, uint32_t batch_max, uint32_t outputs_max,
@@ -28,6 +29,7 @@ struct ds_model *ds_model_free(struct ds_model *model);
 void ds_model_kv_geometry(const struct ds_model *model, struct ds_kv_geometry *ret_geometry);
 
 uint64_t ds_model_weight_bytes(const struct ds_model *model);
+uint32_t ds_model_n_vocab(const struct ds_model *model); /* width of a row of logits */
 
 /* Runs batch (n_tokens <= batch_max, every token < n_vocab), writes its keys and values into kv and
  * logits[n_outputs][n_vocab] (host memory). */

@@ -1,0 +1,26 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * llama.h - the dense decoder family: llama, qwen2, qwen3.
+ *
+ *      x = embedding[token]
+ *      each layer:  h = norm(x)    q, k, v = W h (+ bias: qwen2)    per-head norm of q, k (qwen3)
+ *                   rotate q, k    x += Wo attention(q, K, V)
+ *                   h = norm(x)    x += Wdown (silu(Wgate h) * Wup h)
+ *      logits = Wout norm(x)       Wout = embedding where the file has no output matrix (tied)
+ *
+ * Sources: Touvron et al. 2023 (Llama), Qwen2 and Qwen3 technical reports; tensor names: GGUF.
+ */
+#pragma once
+
+#include "engine/model/weights.h"
+
+struct ds_llama;
+
+/* progress as in ds_model_load(). batch_max rows, outputs_max of them with logits. */
+int ds_llama_load(struct ds_llama **ret_llama, struct ds_weight_loader *loader, uint32_t batch_max,
+                  uint32_t outputs_max, int (*progress)(void *arg, double fraction), void *arg);
+struct ds_llama *ds_llama_free(struct ds_llama *llama);
+
+/* As ds_model_forward(). */
+int ds_llama_forward(struct ds_llama *llama, struct ds_kv *kv, const struct ds_batch *batch,
+                     float *logits);

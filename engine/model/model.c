@@ -1,0 +1,80 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "engine/model/model.h"
+
+#include <assert.h>
+
+#include "engine/model/llama.h"
+
+struct ds_model {
+    struct ds_backend *backend;
+    struct ds_hyper hyper;
+    uint32_t batch_max, outputs_max;
+    uint64_t weight_bytes;
+    enum ds_kv_type kv_type;
+    struct ds_llama *llama; /* the one family today */
+};
+
+int ds_model_load(struct ds_model **ret_model, struct ds_backend *backend,
+                  const struct ds_checkpoint *checkpoint, uint32_t batch_max, uint32_t outputs_max,
+                  int (*progress)(void *arg, double fraction), void *arg, struct ds_error *error)
+{
+    struct ds_weight_loader loader = { .backend = backend,
+                                       .checkpoint = checkpoint,
+                                       .error = error };
+    struct ds_model *model;
+    int r;
+
+    assert(batch_max > 0 && outputs_max > 0 && outputs_max <= batch_max);
+    model = calloc(1, sizeof *model);
+    if (!model)
+        return ds_error_set(error, -ENOMEM, "%s: no memory", ds_checkpoint_name(checkpoint));
+    model->backend = backend;
+    model->hyper = *ds_checkpoint_hyper(checkpoint);
+    model->batch_max = batch_max;
+    model->outputs_max = outputs_max;
+    r = ds_llama_load(&model->llama, &loader, batch_max, outputs_max, progress, arg);
+    if (r < 0) {
+        (void) ds_model_free(model);
+        return r;
+    }
+    model->weight_bytes = loader.size_bytes;
+    model->kv_type = loader.rounded ? DS_KV_F16 : DS_KV_F32;
+    *ret_model = model;
+    return 0;
+}
+
+struct ds_model *ds_model_free(struct ds_model *model)
+{
+    if (!model)
+        return NULL;
+    (void) ds_llama_free(model->llama);
+    free(model);
+    return NULL;
+}
+
+void ds_model_kv_geometry(const struct ds_model *model, struct ds_kv_geometry *ret_geometry)
+{
+    *ret_geometry = (struct ds_kv_geometry){ .n_layers = model->hyper.n_layers,
+                                             .n_kv_heads = model->hyper.n_kv_heads,
+                                             .key_dim = model->hyper.key_dim,
+                                             .value_dim = model->hyper.value_dim,
+                                             .type = model->kv_type };
+}
+
+uint64_t ds_model_weight_bytes(const struct ds_model *model)
+{
+    return model->weight_bytes;
+}
+
+uint32_t ds_model_n_vocab(const struct ds_model *model)
+{
+    return model->hyper.n_vocab;
+}
+
+int ds_model_forward(struct ds_model *model, struct ds_kv *kv, const struct ds_batch *batch,
+                     float *logits)
+{
+    assert(batch->n_tokens > 0 && batch->n_tokens <= model->batch_max);
+    assert(batch->n_outputs <= model->outputs_max);
+    return ds_llama_forward(model->llama, kv, batch, logits);
+}

@@ -1,0 +1,36 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * weights.h - from a checkpoint's tensors to a backend's weights, each with its shape demanded.
+ *
+ * A loader is a plain value with nothing to free; what it makes belongs to the caller. All calls
+ * return 0 or a negative errno with the line in error.
+ */
+#pragma once
+
+#include "engine/backend.h"
+
+struct ds_weight_loader {
+    struct ds_backend *backend;
+    const struct ds_checkpoint *checkpoint;
+    struct ds_error *error;
+    uint64_t size_bytes; /* resident memory of all made so far */
+    bool rounded;        /* one matrix at least is not F32 */
+};
+
+/* The matrix {k, n} blk.LAYER.NAME (layer -1: NAME). gather: for embed(). */
+int ds_load_matrix(struct ds_weight_loader *loader, int layer, const char *name, uint64_t k,
+                   uint64_t n, bool gather, struct ds_weight **ret_weight);
+
+/* The vector of n elements as floats on the device. */
+int ds_load_vector(struct ds_weight_loader *loader, int layer, const char *name, uint64_t n,
+                   struct ds_buffer **ret_buffer);
+
+/* Likewise, but *ret_buffer is NULL where the checkpoint has no such tensor. */
+int ds_load_optional_vector(struct ds_weight_loader *loader, int layer, const char *name,
+                            uint64_t n, struct ds_buffer **ret_buffer);
+
+/* The vector of n elements as floats on the host, every one finite: free(). */
+int ds_load_host_vector(struct ds_weight_loader *loader, int layer, const char *name, uint64_t n,
+                        float **ret_values);
+
+bool ds_has_tensor(const struct ds_weight_loader *loader, int layer, const char *name);
