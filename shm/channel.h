@@ -8,8 +8,8 @@
  * with the four descriptors it was sent. dsd always creates.
  *
  * Neither side believes the other: indices are kept privately and shared copies are only checked,
- * entries and requests' payloads are copied before they are looked at. A lie yields -EPROTO, after
- * which the only thing left to do is ds_channel_free().
+ * entries and requests' payloads are copied before they are looked at. A lie yields -EPROTO, from
+ * then on always, and the only thing left to do is ds_channel_free().
  *
  * One thread at a time per side. No call blocks. The bells' descriptors are the only thing that
  * makes system calls, and only the caller uses them (see Sleeping).
@@ -79,10 +79,12 @@ int ds_channel_reserve(struct ds_channel *channel, size_t size, void **ret_paylo
  * bytes needed but an entry must be free: DS_CHANNEL_FULL). Fills payload_off and payload_len. */
 int ds_channel_submit(struct ds_channel *channel, const struct ds_sqe *entry, size_t size);
 
-/* Next completion in order, or DS_CHANNEL_EMPTY, or -EPROTO. *ret_payload points to len bytes: into
- * the C region where the submitter trusts the server (a client), into a private buffer that the
- * next call overwrites where it does not (dsd towards an engine: channel created by the submitter).
- * Entry and payload stay valid until ds_channel_done(). */
+/* Next completion in order, or DS_CHANNEL_EMPTY, or -EPROTO. *ret_payload points to len bytes, at
+ * an address that is a multiple of 8: in *ret_entry where the payload is inline, else in the C
+ * region where the submitter trusts the server (a client), or in a private buffer that the next
+ * call overwrites where it does not (dsd towards an engine: channel created by the submitter).
+ * Payload in the C region stays valid until ds_channel_done(), which gives back all that was
+ * returned so far. Raw TOKENS entries have n_tokens * 4 <= len. */
 int ds_channel_next(struct ds_channel *channel, struct ds_cqe *ret_entry, const void **ret_payload);
 void ds_channel_done(struct ds_channel *channel);
 
@@ -91,30 +93,33 @@ void ds_channel_done(struct ds_channel *channel);
 /* Next request: entry and payload are copied out, then checked (known op, zero fields, offset and
  * length within the arena). *ret_payload (entry.payload_len bytes) is a private buffer that the
  * next call overwrites. DS_CHANNEL_EMPTY; -EPROTO: index lie, drop the peer; -EBADMSG: this entry
- * alone is bad, ret_entry->req_id says whose, answer with an error and go on. */
+ * alone is bad, ret_entry->req_id says whose, answer with an error and go on. -ENOMEM: likewise,
+ * no memory for the copy. In both cases the entry counts as received. */
 int ds_channel_receive(struct ds_channel *channel, struct ds_sqe *ret_entry,
                        const void **ret_payload);
 
-/* Gives the consumed entries and their arena bytes back. Once per batch. */
+/* Gives the received entries and their arena bytes back. Once per batch. */
 void ds_channel_release(struct ds_channel *channel);
 
 /* Writes one completion; not visible before ds_channel_publish(). type, flags, req_id, seq,
- * n_tokens are taken from entry; len, OOL and placement are the channel's. last: may use the
- * entries that are kept back so that every request can always be ended (one per max_inflight).
- * DS_CHANNEL_FULL, -EMSGSIZE (payload > rsp_size / 4: send it in pieces with DS_CQE_MORE), -EPROTO.
- */
+ * n_tokens are taken from entry; len, OOL and placement are the channel's. last: may use what is
+ * kept back so that every request can always be ended: one entry per max_inflight, and response
+ * bytes for a short error each. (A last payload of up to DS_CQE_INLINE_MAX bytes always fits if
+ * no more than max_inflight requests are unfinished.) DS_CHANNEL_FULL: also publish and look at
+ * ds_channel_bell_due(). -EMSGSIZE: payload > ds_channel_post_max(): send it in pieces with
+ * DS_CQE_MORE. -EPROTO. */
 int ds_channel_post(struct ds_channel *channel, const struct ds_cqe *entry, const void *payload,
                     size_t len, bool last);
 void ds_channel_publish(struct ds_channel *channel);
 
-/* Largest payload one ds_channel_post() takes. */
+/* Largest payload one ds_channel_post() takes: rsp_size / 4. */
 size_t ds_channel_post_max(const struct ds_channel *channel);
 
 /* Server's words in the C region. */
 void ds_channel_beat(struct ds_channel *channel, uint64_t now_nsec);
 void ds_channel_set_state(struct ds_channel *channel, enum ds_server_state state);
 
-/* What the server last wrote; for the submitter. */
+/* What the server last wrote; for the submitter. State is 0 until the server has joined. */
 uint64_t ds_channel_heartbeat(const struct ds_channel *channel);
 enum ds_server_state ds_channel_state(const struct ds_channel *channel);
 
@@ -122,26 +127,33 @@ enum ds_server_state ds_channel_state(const struct ds_channel *channel);
  *
  *   consumer:  if (ds_channel_sleep(c))  wait for bell_in (poll; never read it where the poll is
  *              edge-triggered, else read it);   ds_channel_wake(c);   drain
- *   producer:  after submit/publish:  if (ds_channel_bell_due(c))  write 8 bytes to bell_out
+ *   after submit/publish and, once per batch, after done/release (the peer may sleep until there is
+ *   room again):  if (ds_channel_bell_due(c))  write 8 bytes to bell_out
  */
 
-/* Sets NEED_WAKEUP, fences, looks again. True: nothing there, go to sleep. False: there is work
- * (or a lie to find) and the flag is cleared again. */
+/* Sets NEED_WAKEUP, fences, looks again. True: nothing there, go to sleep; if the last thing tried
+ * here was refused with DS_CHANNEL_FULL, the bell also rings when there is room again. False: there
+ * is work, or room now (or a lie to find), and the flag is cleared again. The flag may stay set
+ * over several waits on other things; call this again before a wait once the channel was used. */
 bool ds_channel_sleep(struct ds_channel *channel);
 void ds_channel_wake(struct ds_channel *channel);
 
-/* Submitter only, before sleep: be woken only when n more completions are there (default 1). */
+/* Submitter only, before sleep: be woken only when n completions are there (default 1; fewer than
+ * asked for where the ring could not hold them). The server rings earlier when it finds no room.
+ * Fewer may be the last that come: wait with a time limit. */
 void ds_channel_wake_after(struct ds_channel *channel, uint32_t n_completions);
 
 /* Is something to consume here now? One relaxed load: for spinning. */
 bool ds_channel_pending(const struct ds_channel *channel);
 
-/* After publishing: fences, and says whether the other side asked to be woken. */
+/* Fences, and says whether the other side waits for what was done since the last call. */
 bool ds_channel_bell_due(struct ds_channel *channel);
 
 int ds_channel_bell_in(const struct ds_channel *channel);  /* to wait on */
 int ds_channel_bell_out(const struct ds_channel *channel); /* to ring */
 
 /* Rings with a non-blocking attempt for callers without io_uring: poll for POLLOUT with zero
- * timeout, then write. A saturated bell needs no ringing. */
+ * timeout, then write. A saturated bell needs no ringing. Caution: the peer shares the open file
+ * description and may clear O_NONBLOCK; one that also saturates the bell between our poll and our
+ * write makes us wait for it. Where that matters, ring with an io_uring write. */
 void ds_channel_ring_bell(struct ds_channel *channel);

@@ -18,12 +18,17 @@
  * fetches pairs of lines). Indices run freely through 32 bits and are masked at use.
  *
  * Ordering, with the barrier each one pairs with:
- *   submitter: write arena and entry, store sq_tail (release)  <->  server: load sq_tail (acquire)
- *   server: copy entry and payload out, store sq_head (release) <-> submitter: load sq_head
- * (acquire) server: write entry and response bytes, store cq_tail (release) <-> submitter: load
- * (acquire) submitter: done with entry, store cq_head (release)        <->  server: load cq_head
- * (acquire) going to sleep: store NEED_WAKEUP, fence (seq_cst), reload the tail
- *        <-> publishing: store the tail, fence (seq_cst), load NEED_WAKEUP
+ *   A  submitter writes arena and entry, stores sq_tail (release)
+ *      <-> server loads sq_tail (acquire), copies entry and payload out
+ *   B  server has copied them out, stores sq_head (release)
+ *      <-> submitter loads sq_head (acquire), uses entry and arena again
+ *   C  server writes response bytes and entry, stores cq_tail (release)
+ *      <-> submitter loads cq_tail (acquire), reads them
+ *   D  submitter is done with them, stores cq_head (release)
+ *      <-> server loads cq_head (acquire), uses entry and bytes again
+ *   E  going to sleep: store NEED_WAKEUP, fence (seq_cst), load the index waited for
+ *      <-> moving that index: store it, fence (seq_cst), load NEED_WAKEUP
+ *
  * A value loaded from shared memory is loaded once and judged by that copy.
  *
  * Source: the study in man/dsd-protocol.7 (io_uring, AF_XDP, BPF ring buffer, Aeron, virtio).
@@ -45,7 +50,7 @@ enum ds_sqe_op {
     DS_SQE_NOP,
     DS_SQE_SUBMIT, /* payload: Request (client) or LinkRequest (dsd to engine) */
     DS_SQE_CANCEL, /* req_id: the request to cancel; its last completion still comes */
-    DS_SQE_PING,   /* answered by DS_CQE_PONG with the same req_id and pad bytes */
+    DS_SQE_PING,   /* answered by DS_CQE_PONG with the same req_id */
     DS_SQE_CLOSE,  /* the submitter says goodbye: nothing more will come */
 };
 
@@ -123,8 +128,18 @@ struct ds_c_header { /* page 0 of C; written once before the handshake */
     uint32_t max_payload;
 };
 
-enum { DS_SQ_NEED_WAKEUP = 1u << 0, DS_SQ_DRAINING = 1u << 1, DS_SQ_OVERLOADED = 1u << 2 };
-enum { DS_CQ_NEED_WAKEUP = 1u << 0 };
+/* NEED_ROOM beside NEED_WAKEUP: the sleeper was refused room (FULL), so wake it when entries have
+ * been given back, too. */
+enum {
+    DS_SQ_NEED_WAKEUP = 1u << 0,
+    DS_SQ_DRAINING = 1u << 1,
+    DS_SQ_OVERLOADED = 1u << 2,
+    DS_SQ_NEED_ROOM = 1u << 3, /* in the completion ring */
+};
+enum {
+    DS_CQ_NEED_WAKEUP = 1u << 0,
+    DS_CQ_NEED_ROOM = 1u << 1, /* in the submission ring or the arena */
+};
 enum ds_server_state { DS_SERVER_RUNNING = 1, DS_SERVER_DRAINING, DS_SERVER_DEAD };
 
 struct ds_c_hot { /* page 1 of C; writer: server */
@@ -180,6 +195,7 @@ struct ds_hello {
     uint32_t zero;
     char app_name[32]; /* for dsctl requests; need not be NUL-terminated */
 };
+_Static_assert(sizeof(struct ds_hello) == 88, "wire layout");
 
 struct ds_welcome {
     struct ds_datagram head;
