@@ -1,0 +1,152 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "engine/backend.h"
+
+#include "engine/cpu/cpu.h"
+
+static struct ds_buffer *buffer_new(struct ds_backend *backend, size_t n_floats)
+{
+    struct ds_buffer *buffer = calloc(1, sizeof *buffer);
+    size_t bytes = (n_floats * sizeof(float) + 63) / 64 * 64;
+
+    (void) backend;
+    if (!buffer || n_floats > SIZE_MAX / 8) {
+        free(buffer);
+        return NULL;
+    }
+    buffer->data = aligned_alloc(64, bytes ? bytes : 64);
+    if (!buffer->data) {
+        free(buffer);
+        return NULL;
+    }
+    memset(buffer->data, 0, bytes);
+    buffer->n_floats = n_floats;
+    return buffer;
+}
+
+static void buffer_free(struct ds_backend *backend, struct ds_buffer *buffer)
+{
+    (void) backend;
+    if (!buffer)
+        return;
+    free(buffer->data);
+    free(buffer);
+}
+
+static int write_buffer(struct ds_backend *backend, struct ds_buffer *to, const float *from,
+                        size_t n_floats)
+{
+    (void) backend;
+    if (n_floats > to->n_floats)
+        return -EINVAL;
+    memcpy(to->data, from, n_floats * sizeof *from);
+    return 0;
+}
+
+static int read_buffer(struct ds_backend *backend, float *to, const struct ds_buffer *from,
+                       size_t offset, size_t n_floats)
+{
+    (void) backend;
+    if (offset > from->n_floats || n_floats > from->n_floats - offset)
+        return -EINVAL;
+    memcpy(to, from->data + offset, n_floats * sizeof *to);
+    return 0;
+}
+
+static int weight_new(struct ds_backend *backend, const struct ds_tensor *tensor, bool gather,
+                      struct ds_weight **ret_weight)
+{
+    return ds_weight_new(ret_weight, ds_cpu(backend)->arena, tensor, gather);
+}
+
+static void weight_free(struct ds_backend *backend, struct ds_weight *weight)
+{
+    (void) backend;
+    ds_weight_free(weight);
+}
+
+static size_t weight_bytes(const struct ds_weight *weight)
+{
+    return weight->panels.size_bytes;
+}
+
+static const char *describe(const struct ds_backend *backend)
+{
+    return ((const struct ds_cpu *) backend)->description;
+}
+
+static void close_backend(struct ds_backend *backend)
+{
+    struct ds_cpu *cpu = ds_cpu(backend);
+
+    if (!cpu)
+        return;
+    for (unsigned i = 0; cpu->threads && i < ds_pool_n_threads(cpu->pool); i++)
+        ds_scratch_deinit(&cpu->threads[i]);
+    free(cpu->threads);
+    ds_scratch_deinit(&cpu->parts);
+    ds_scratch_deinit(&cpu->tiles);
+    ds_act_deinit(&cpu->act);
+    ds_rope_table_deinit(&cpu->rope);
+    ds_arena_free(cpu->arena);
+    ds_pool_free(cpu->pool);
+    free(cpu);
+}
+
+static void close_p(struct ds_cpu **cpu)
+{
+    if (*cpu)
+        close_backend(&(*cpu)->backend);
+}
+
+static const struct ds_backend table = {
+    .name = "cpu",
+    .buffer_new = buffer_new,
+    .buffer_free = buffer_free,
+    .write = write_buffer,
+    .read = read_buffer,
+    .weight_new = weight_new,
+    .weight_free = weight_free,
+    .weight_bytes = weight_bytes,
+    .kv_new = ds_cpu_kv_new,
+    .kv_free = ds_cpu_kv_free,
+    .kv_bytes = ds_cpu_kv_bytes,
+    .embed = ds_cpu_embed,
+    .rms_norm = ds_cpu_rms_norm,
+    .matmul = ds_cpu_matmul,
+    .rope = ds_cpu_rope,
+    .kv_write = ds_cpu_kv_write,
+    .attention = ds_cpu_attention,
+    .silu_mul = ds_cpu_silu_mul,
+    .gather = ds_cpu_gather,
+    .describe = describe,
+    .close = close_backend,
+};
+
+int ds_backend_cpu(struct ds_backend **ret_backend, const struct ds_cpu_options *options)
+{
+    ds_cleanup(close_p) struct ds_cpu *cpu = calloc(1, sizeof *cpu);
+    unsigned n_threads;
+    int r;
+
+    if (!cpu)
+        return -ENOMEM;
+    cpu->backend = table;
+    cpu->kernels = ds_kernels_choose(options->isa);
+    if (!cpu->kernels)
+        return -ENOTSUP;
+    r = ds_arena_new(&cpu->arena);
+    if (r < 0)
+        return r;
+    r = ds_pool_new(&cpu->pool, options->n_threads,
+                    options->spin_usec ? options->spin_usec : DS_POOL_SPIN_DEFAULT);
+    if (r < 0)
+        return r;
+    n_threads = ds_pool_n_threads(cpu->pool);
+    cpu->threads = calloc(n_threads, sizeof *cpu->threads);
+    if (!cpu->threads)
+        return -ENOMEM;
+    (void) snprintf(cpu->description, sizeof cpu->description, "%s, %u thread%s",
+                    cpu->kernels->display, n_threads, n_threads == 1 ? "" : "s");
+    *ret_backend = &ds_steal(cpu)->backend;
+    return 0;
+}

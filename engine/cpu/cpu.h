@@ -1,0 +1,88 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* cpu.h - what the files of the CPU backend share: its state and its operations (backend.h). */
+#pragma once
+
+#include "engine/backend.h"
+#include "engine/cpu/act.h"
+#include "engine/cpu/kernels.h"
+#include "engine/cpu/pool.h"
+#include "engine/cpu/scratch.h"
+
+struct ds_buffer {
+    size_t n_floats;
+    float *data; /* 64-byte aligned */
+};
+
+struct ds_kv {
+    struct ds_kv_geometry geometry;
+    uint32_t value_stride; /* value_dim padded to 16 */
+    size_t head_elements;  /* of one head of one block: keys [key_dim][32], values [32][stride] */
+    size_t mapping_bytes;
+    void *data; /* [layer][block][kv head][head_elements] of float or f16; lazily backed */
+};
+
+/* cos and sin of the last positions asked for: every layer asks for the same. */
+struct ds_rope_table {
+    uint32_t n, n_pairs;
+    float magnitude;
+    struct ds_scratch positions;   /* uint32_t [n] */
+    struct ds_scratch frequencies; /* [n_pairs] */
+    struct ds_scratch cos_sin;     /* [n][2][n_pairs] */
+};
+
+struct ds_cpu {
+    struct ds_backend backend; /* first: the table we hand out */
+    const struct ds_kernels *kernels;
+    struct ds_pool *pool;
+    struct ds_arena *arena;
+    char description[64];
+
+    struct ds_act_memory act;                /* quantised input of the current product */
+    struct ds_scratch *threads;              /* [n_threads]: one each, for items */
+    struct ds_scratch tiles, parts;          /* attention */
+    struct ds_rope_table rope;
+};
+
+static inline struct ds_cpu *ds_cpu(struct ds_backend *backend)
+{
+    return (struct ds_cpu *) backend;
+}
+
+/* Head `head` of physical block `block`. */
+void *ds_kv_head(const struct ds_kv *kv, uint32_t layer, uint32_t block, uint32_t head);
+
+/* The physical block that holds the row's sequence's logical block. */
+static inline uint32_t ds_kv_block(const struct ds_batch *batch, uint32_t row, uint32_t logical)
+{
+    return batch->block_tables[(size_t) batch->sequences[row] * batch->blocks_max + logical];
+}
+
+int ds_cpu_matmul(struct ds_backend *backend, const struct ds_product *products,
+                  unsigned n_products, const struct ds_buffer *in, uint32_t n);
+
+int ds_cpu_kv_new(struct ds_backend *backend, const struct ds_kv_geometry *geometry,
+                  struct ds_kv **ret_kv);
+void ds_cpu_kv_free(struct ds_backend *backend, struct ds_kv *kv);
+size_t ds_cpu_kv_bytes(const struct ds_kv_geometry *geometry);
+int ds_cpu_kv_write(struct ds_backend *backend, struct ds_kv *kv, uint32_t layer,
+                    const struct ds_buffer *k, const struct ds_buffer *v,
+                    const struct ds_batch *batch);
+int ds_cpu_attention(struct ds_backend *backend, struct ds_buffer *out, const struct ds_buffer *q,
+                     const struct ds_kv *kv, uint32_t layer, const struct ds_batch *batch,
+                     uint32_t n_heads, float scale);
+
+int ds_cpu_embed(struct ds_backend *backend, struct ds_buffer *out, const struct ds_weight *table,
+                 const uint32_t *tokens, uint32_t n);
+int ds_cpu_rms_norm(struct ds_backend *backend, struct ds_buffer *out, const struct ds_buffer *in,
+                    const struct ds_buffer *gamma, uint32_t n, uint32_t width, float epsilon);
+int ds_cpu_rope(struct ds_backend *backend, struct ds_buffer *x, const struct ds_rope *rope,
+                const uint32_t *positions, uint32_t n, uint32_t n_heads, uint32_t head_dim);
+void ds_rope_table_deinit(struct ds_rope_table *table);
+int ds_cpu_silu_mul(struct ds_backend *backend, struct ds_buffer *out,
+                    const struct ds_buffer *gate, const struct ds_buffer *up, uint32_t n,
+                    uint32_t width);
+int ds_cpu_gather(struct ds_backend *backend, struct ds_buffer *out, const struct ds_buffer *in,
+                  const uint32_t *rows, uint32_t n, uint32_t width);
+
+/* cos and sin of x to within 2^-50 while |x| < 1e8; the same on every machine. */
+void ds_sincos(double x, double *ret_sin, double *ret_cos);

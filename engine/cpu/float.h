@@ -1,0 +1,31 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* float.h - the float kernels of each instruction set (float_body.h), and what they share. */
+#pragma once
+
+#include "engine/cpu/kernels.h"
+
+/* Bits of the magnitudes between which a unit of activations is quantised: below 2^-60 it counts as
+ * zero (no product of scales can then become subnormal), above the largest float it is NaN. */
+#define DS_ACT_MAGNITUDE_MIN ((127 - 60) << 23)
+#define DS_ACT_MAGNITUDE_MAX 0x7f7fffff
+
+/* Units whose magnitude bits exceed this are wide. magnitudes[2 i], i < n_units, are the units' amax
+ * as bits, which for floats is near enough to a logarithm: an outlier does not move their mean far. */
+int32_t ds_act_wide_limit(const int32_t *magnitudes, uint32_t n_units);
+
+#define DS_FLOAT_KERNELS(set)                                                                      \
+    void ds_quantise_##set(struct ds_act *act, uint32_t row, const float *x);                      \
+    void ds_gemm_float_##set(const struct ds_gemm_float *gemm);                                    \
+    void ds_attend_##set(const struct ds_attend *attend, const float *const *q,                    \
+                         const uint8_t *n_visible, struct ds_softmax *state,                       \
+                         uint32_t n_queries);                                                      \
+    void ds_merge_##set(struct ds_softmax *into, const struct ds_softmax *part,                    \
+                        uint32_t value_stride);                                                    \
+    void ds_widen_f16_##set(float *out, const uint16_t *in, size_t n);                             \
+    void ds_rms_norm_##set(float *out, const float *in, const float *gamma, uint32_t width,        \
+                           float epsilon);                                                         \
+    void ds_silu_mul_##set(float *out, const float *gate, const float *up, uint32_t width);
+
+DS_FLOAT_KERNELS(portable)
+DS_FLOAT_KERNELS(avx2)
+DS_FLOAT_KERNELS(avx512)

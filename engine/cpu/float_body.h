@@ -1,0 +1,364 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * float_body.h - the kernels in float arithmetic, written once over v16 and compiled once per
+ * instruction set: float_portable.c, float_avx2.c and float_avx512.c include a vec_*.h, define
+ * FLOAT_NAME(x) (the names below for this set), FLOAT_ROWS (rows of activations held in registers)
+ * and FLOAT_QUERIES (queries likewise), and then include this.
+ */
+#include <math.h>
+
+#include "engine/cpu/float.h"
+#include "proto/base.h"
+
+#define always_inline static inline __attribute__((always_inline))
+
+/* --- exp --- */
+
+/* e^x to about one unit in the last place; x is taken as -87 below and 88 above that, NaN as 88.
+ * x = n ln 2 + r, |r| <= ln 2 / 2; e^r by its Taylor series to r^7 / 7! (remainder below 6e-9);
+ * ln 2 in two parts, the first of few bits so that n times it is exact. */
+always_inline v16 v16_exp(v16 x)
+{
+    const v16 magic = v16_set1(0x1.8p23f);
+    v16 t, n, r, p;
+
+    x = v16_max(v16_min(x, v16_set1(88.0f)), v16_set1(-87.0f));
+    t = v16_fma(x, v16_set1(0x1.715476p+0f), magic); /* low bits: x / ln 2, rounded */
+    n = v16_sub(t, magic);
+    r = v16_fma(n, v16_set1(-0x1.62e4p-1f), x);
+    r = v16_fma(n, v16_set1(-0x1.7f7d1cp-20f), r);
+    p = v16_fma(v16_set1(1.0f / 5040), r, v16_set1(1.0f / 720));
+    p = v16_fma(p, r, v16_set1(1.0f / 120));
+    p = v16_fma(p, r, v16_set1(1.0f / 24));
+    p = v16_fma(p, r, v16_set1(1.0f / 6));
+    p = v16_fma(p, r, v16_set1(0.5f));
+    p = v16_fma(p, r, v16_set1(1.0f));
+    p = v16_fma(p, r, v16_set1(1.0f));
+    return v16_scale_magic(p, t);
+}
+
+always_inline float exp_one(float x)
+{
+    float lanes[16];
+
+    v16_store(lanes, v16_exp(v16_set1(x)));
+    return lanes[0];
+}
+
+/* --- quantising activations --- */
+
+static int32_t unit_magnitude(const float *x)
+{
+    return v16i_hmax(v16i_max(v16i_magnitude(v16_load(x)), v16i_magnitude(v16_load(x + 16))));
+}
+
+/* Half a unit: writes high (and low) and returns their sums. */
+always_inline void quantise_half(int8_t *high, int8_t *low, const float *x, float inverse,
+                                 int32_t *ret_high, int32_t *ret_low)
+{
+    v16i v = v16i_round(v16_mul(v16_load(x), v16_set1(inverse))), h, l;
+
+    *ret_low = 0;
+    if (!low) {
+        v16i_store_i8(high, v);
+        *ret_high = v16i_sum(v);
+        return;
+    }
+    h = v16i_shift_right_7(v16i_add(v, v16i_set1(64)));
+    l = v16i_sub(v, v16i_shift_left_7(h));
+    v16i_store_i8(high, h);
+    v16i_store_i8(low, l);
+    *ret_high = v16i_sum(h);
+    *ret_low = v16i_sum(l);
+}
+
+static void quantise_unit(struct ds_act *act, size_t unit, size_t at, const float *x,
+                          int32_t magnitude, bool wide)
+{
+    int32_t *high = act->half_high + 2 * unit, *low = act->half_low + 2 * unit;
+    float amax, inverse;
+
+    memcpy(&amax, &magnitude, sizeof amax);
+    act->wide[unit] = wide;
+    act->scale[unit] = amax / 127.0f;
+    inverse = (wide ? 16256.0f : 127.0f) / amax;
+    if (magnitude < DS_ACT_MAGNITUDE_MIN || magnitude > DS_ACT_MAGNITUDE_MAX) {
+        /* Nothing to speak of, or not finite: then the scale carries the NaN onward. */
+        act->scale[unit] = magnitude < DS_ACT_MAGNITUDE_MIN ? 0.0f : NAN;
+        act->wide[unit] = 0;
+        memset(act->high + at, 0, DS_UNIT_K);
+        high[0] = high[1] = low[0] = low[1] = 0;
+    } else {
+        for (unsigned half = 0; half < 2; half++)
+            quantise_half(act->high + at + 16 * half, wide ? act->low + at + 16 * half : NULL,
+                          x + 16 * half, inverse, &high[half], &low[half]);
+    }
+    act->fine[unit] = act->scale[unit] * (1.0f / 128);
+    act->sum[unit] =
+        act->fine[unit] * (float) ((high[0] + high[1]) * 128 + (low[0] + low[1]));
+}
+
+void FLOAT_NAME(quantise)(struct ds_act *act, uint32_t row, const float *x)
+{
+    size_t first = (size_t) row * act->n_units, at = (size_t) row * act->k;
+    int32_t *magnitudes = act->half_high + 2 * first; /* overwritten unit by unit below */
+    int32_t limit;
+
+    for (uint32_t u = 0; u < act->n_units; u++)
+        magnitudes[2 * u] = unit_magnitude(x + (size_t) u * DS_UNIT_K);
+    limit = ds_act_wide_limit(magnitudes, act->n_units);
+    for (uint32_t u = 0; u < act->n_units; u++) {
+        size_t offset = (size_t) u * DS_UNIT_K;
+        int32_t magnitude = magnitudes[2 * u];
+
+        quantise_unit(act, first + u, at + offset, x + offset, magnitude, magnitude > limit);
+    }
+}
+
+/* --- products with float weights --- */
+
+always_inline v16 load_weights(uint32_t type, const uint8_t *at)
+{
+    if (type == DS_TYPE_F32)
+        return v16_load((const float *) at);
+    return type == DS_TYPE_F16 ? v16_load_f16((const uint16_t *) at)
+                               : v16_load_bf16((const uint16_t *) at);
+}
+
+always_inline void gemm_float_rows(uint32_t type, const uint8_t *panel, uint32_t k,
+                                   const float *x, float *acc, unsigned n_rows)
+{
+    const size_t step = type == DS_TYPE_F32 ? 64 : 32;
+    v16 s[FLOAT_ROWS][4];
+    uint32_t i = 0;
+
+    for (unsigned r = 0; r < n_rows; r++)
+        for (unsigned j = 0; j < 4; j++)
+            s[r][j] = v16_set1(0);
+    for (; i + 4 <= k; i += 4)
+        for (unsigned j = 0; j < 4; j++) {
+            v16 w = load_weights(type, panel + (i + j) * step);
+
+            for (unsigned r = 0; r < n_rows; r++)
+                s[r][j] = v16_fma(w, v16_set1(x[(size_t) r * k + i + j]), s[r][j]);
+        }
+    for (unsigned j = 0; j < 3; j++)
+        if (i + j < k) {
+            v16 w = load_weights(type, panel + (i + j) * step);
+
+            for (unsigned r = 0; r < n_rows; r++)
+                s[r][j] = v16_fma(w, v16_set1(x[(size_t) r * k + i + j]), s[r][j]);
+        }
+    for (unsigned r = 0; r < n_rows; r++)
+        v16_store(acc + (size_t) r * DS_PANEL_ROWS,
+                  v16_add(v16_add(s[r][0], s[r][1]), v16_add(s[r][2], s[r][3])));
+}
+
+always_inline void gemm_float_type(uint32_t type, const struct ds_gemm_float *gemm)
+{
+    const uint8_t *panel = ds_weight_panel(gemm->weight, gemm->panel);
+    uint32_t k = gemm->weight->k, row = 0;
+
+    for (; row + FLOAT_ROWS <= gemm->n_rows; row += FLOAT_ROWS)
+        gemm_float_rows(type, panel, k, gemm->x + (size_t) row * k,
+                        gemm->acc + (size_t) row * DS_PANEL_ROWS, FLOAT_ROWS);
+    for (; row < gemm->n_rows; row++)
+        gemm_float_rows(type, panel, k, gemm->x + (size_t) row * k,
+                        gemm->acc + (size_t) row * DS_PANEL_ROWS, 1);
+}
+
+void FLOAT_NAME(gemm_float)(const struct ds_gemm_float *gemm)
+{
+    switch (gemm->weight->format->type) {
+    case DS_TYPE_F32:
+        gemm_float_type(DS_TYPE_F32, gemm);
+        return;
+    case DS_TYPE_F16:
+        gemm_float_type(DS_TYPE_F16, gemm);
+        return;
+    default:
+        gemm_float_type(DS_TYPE_BF16, gemm);
+    }
+}
+
+/* --- attention --- */
+
+/* scores of n queries against 32 positions: two v16 each */
+always_inline void attend_scores(const struct ds_attend *attend, const float *const *q,
+                                 v16 s[FLOAT_QUERIES][2], unsigned n)
+{
+    for (unsigned i = 0; i < n; i++)
+        s[i][0] = s[i][1] = v16_set1(0);
+    for (uint32_t d = 0; d < attend->key_dim; d++) {
+        v16 a = v16_load(attend->keys + (size_t) d * DS_KV_BLOCK);
+        v16 b = v16_load(attend->keys + (size_t) d * DS_KV_BLOCK + 16);
+
+        for (unsigned i = 0; i < n; i++) {
+            v16 x = v16_set1(q[i][d]);
+
+            s[i][0] = v16_fma(a, x, s[i][0]);
+            s[i][1] = v16_fma(b, x, s[i][1]);
+        }
+    }
+}
+
+/* Turns scores into weights exp(s - max), updates max and sum, scales out for the new max. */
+always_inline void attend_softmax(const struct ds_attend *attend, struct ds_softmax *state,
+                                  unsigned n_visible, v16 a, v16 b, float *weights)
+{
+    unsigned n_high = n_visible > 16 ? n_visible - 16 : 0;
+    v16 scale = v16_set1(attend->scale), lowest = v16_set1(-INFINITY), zero = v16_set1(0);
+    float max, fade;
+
+    a = v16_first(n_visible, v16_mul(a, scale), lowest);
+    b = v16_first(n_high, v16_mul(b, scale), lowest);
+    max = v16_hmax(v16_max(a, b));
+    if (max > state->max) {
+        fade = exp_one(state->max - max);
+        state->max = max;
+        state->sum *= fade;
+        for (uint32_t d = 0; d < attend->value_stride; d += 16)
+            v16_store(state->out + d, v16_mul(v16_load(state->out + d), v16_set1(fade)));
+    }
+    a = v16_first(n_visible, v16_exp(v16_sub(a, v16_set1(state->max))), zero);
+    b = v16_first(n_high, v16_exp(v16_sub(b, v16_set1(state->max))), zero);
+    v16_store(weights, a);
+    v16_store(weights + 16, b);
+    state->sum += v16_sum(v16_add(a, b));
+}
+
+/* out[d..] += weights[first..end) times values, n queries by n_vectors of 16 dims */
+always_inline void attend_values(const struct ds_attend *attend, struct ds_softmax *state,
+                                 float (*weights)[DS_KV_BLOCK], unsigned first, unsigned end,
+                                 uint32_t d, unsigned n, unsigned n_vectors)
+{
+    v16 out[FLOAT_QUERIES][4];
+
+    for (unsigned i = 0; i < n; i++)
+        for (unsigned j = 0; j < n_vectors; j++)
+            out[i][j] = v16_load(state[i].out + d + 16 * j);
+    for (unsigned position = first; position < end; position++) {
+        const float *values = attend->values + (size_t) position * attend->value_stride + d;
+
+        for (unsigned i = 0; i < n; i++) {
+            v16 w = v16_set1(weights[i][position]);
+
+            for (unsigned j = 0; j < n_vectors; j++)
+                out[i][j] = v16_fma(w, v16_load(values + 16 * j), out[i][j]);
+        }
+    }
+    for (unsigned i = 0; i < n; i++)
+        for (unsigned j = 0; j < n_vectors; j++)
+            v16_store(state[i].out + d + 16 * j, out[i][j]);
+}
+
+always_inline void attend_all_values(const struct ds_attend *attend, struct ds_softmax *state,
+                                     float (*weights)[DS_KV_BLOCK], unsigned first, unsigned end,
+                                     unsigned n)
+{
+    uint32_t d = 0;
+
+    for (; d + 64 <= attend->value_stride; d += 64)
+        attend_values(attend, state, weights, first, end, d, n, 4);
+    for (; d < attend->value_stride; d += 16)
+        attend_values(attend, state, weights, first, end, d, n, 1);
+}
+
+always_inline void attend_queries(const struct ds_attend *attend, const float *const *q,
+                                  const uint8_t *n_visible, struct ds_softmax *state, unsigned n)
+{
+    _Alignas(64) float weights[FLOAT_QUERIES][DS_KV_BLOCK];
+    v16 s[FLOAT_QUERIES][2];
+    unsigned common = DS_KV_BLOCK;
+
+    attend_scores(attend, q, s, n);
+    for (unsigned i = 0; i < n; i++) {
+        attend_softmax(attend, &state[i], n_visible[i], s[i][0], s[i][1], weights[i]);
+        common = n_visible[i] < common ? n_visible[i] : common;
+    }
+    attend_all_values(attend, state, weights, 0, common, n);
+    for (unsigned i = 0; i < n; i++)
+        if (n_visible[i] > common)
+            attend_all_values(attend, &state[i], &weights[i], common, n_visible[i], 1);
+}
+
+void FLOAT_NAME(attend)(const struct ds_attend *attend, const float *const *q,
+                        const uint8_t *n_visible, struct ds_softmax *state, uint32_t n_queries)
+{
+    uint32_t i = 0;
+
+    for (; i + FLOAT_QUERIES <= n_queries; i += FLOAT_QUERIES)
+        attend_queries(attend, q + i, n_visible + i, state + i, FLOAT_QUERIES);
+    for (; i < n_queries; i++)
+        attend_queries(attend, q + i, n_visible + i, state + i, 1);
+}
+
+void FLOAT_NAME(merge)(struct ds_softmax *into, const struct ds_softmax *part,
+                       uint32_t value_stride)
+{
+    float max = part->max > into->max ? part->max : into->max;
+    float fade_into = exp_one(into->max - max), fade_part = exp_one(part->max - max);
+
+    into->max = max;
+    into->sum = fmaf(part->sum, fade_part, into->sum * fade_into);
+    for (uint32_t d = 0; d < value_stride; d += 16) {
+        v16 a = v16_mul(v16_load(into->out + d), v16_set1(fade_into));
+
+        v16_store(into->out + d, v16_fma(v16_load(part->out + d), v16_set1(fade_part), a));
+    }
+}
+
+void FLOAT_NAME(widen_f16)(float *out, const uint16_t *in, size_t n)
+{
+    for (size_t i = 0; i < n; i += 16)
+        v16_store(out + i, v16_load_f16(in + i));
+}
+
+/* --- one row --- */
+
+void FLOAT_NAME(rms_norm)(float *out, const float *in, const float *gamma, uint32_t width,
+                          float epsilon)
+{
+    uint32_t whole = width / 16 * 16;
+    v16 squares = v16_set1(0), scale;
+
+    for (uint32_t i = 0; i < whole; i += 16) {
+        v16 x = v16_load(in + i);
+
+        squares = v16_fma(x, x, squares);
+    }
+    if (whole < width) {
+        v16 x = v16_load_n(in + whole, width - whole);
+
+        squares = v16_fma(x, x, squares);
+    }
+    scale = v16_set1(1.0f / sqrtf(v16_sum(squares) / (float) width + epsilon));
+    for (uint32_t i = 0; i < whole; i += 16)
+        v16_store(out + i, v16_mul(v16_mul(v16_load(in + i), scale), v16_load(gamma + i)));
+    if (whole < width) {
+        v16 x = v16_mul(v16_load_n(in + whole, width - whole), scale);
+
+        x = v16_mul(x, v16_load_n(gamma + whole, width - whole));
+        v16_store_n(out + whole, x, width - whole);
+    }
+}
+
+always_inline v16 silu(v16 x)
+{
+    v16 one = v16_set1(1.0f);
+
+    return v16_div(x, v16_add(one, v16_exp(v16_sub(v16_set1(0), x))));
+}
+
+void FLOAT_NAME(silu_mul)(float *out, const float *gate, const float *up, uint32_t width)
+{
+    uint32_t i = 0;
+
+    for (; i + 16 <= width; i += 16)
+        v16_store(out + i, v16_mul(silu(v16_load(gate + i)), v16_load(up + i)));
+    if (i < width) {
+        v16 x = v16_mul(silu(v16_load_n(gate + i, width - i)), v16_load_n(up + i, width - i));
+
+        v16_store_n(out + i, x, width - i);
+    }
+}

@@ -1,0 +1,9 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* integer.h - the integer kernels of each instruction set; see kernels.h for what they compute. */
+#pragma once
+
+#include "engine/cpu/kernels.h"
+
+void ds_unpack_portable(struct ds_tile *tile, const struct ds_weight *weight, uint32_t panel,
+                        uint32_t first, uint32_t n_units);
+void ds_gemm_portable(const struct ds_gemm *gemm);

@@ -1,0 +1,146 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * kernels.h - the inner loops, one table per instruction set; portable C defines what they compute.
+ *
+ * All tables yield the same bits. What makes that possible, and must stay true in every one of them:
+ *   - one output element is computed by one lane, in one order of k, with the operations below;
+ *   - integer sums are exact, so their order is free;
+ *   - multiply-add is fused where and only where the formula says fma.
+ *
+ * Activations are quantised per row and per 32 consecutive k (a "unit") to
+ *      x ~ scale (high + low / 128),   scale = amax / 127
+ * high rounds x / scale to nearest even. low is 0 except in units that the row marks as wide: there
+ * high and low come from rounding 128 x / scale, 15 bits in all. A unit is wide if its amax exceeds the
+ * row's ordinary unit (ds_quantise_act.h), that is where few large values would drown the others.
+ *
+ * The product of one weight row and one activation row, acc starting at 0, units in order of k:
+ *      isum = sum over the unit of (q - offset) (high, or 128 high + low where wide)
+ *      acc  = fma((float) isum, w.d * (a.scale, or a.scale / 128 where wide), acc)
+ *      acc  = fma(w.m, a.sum, acc)            types with a minimum (sum = the unit's sum of x)
+ * Types with two scales per unit do the first line once for each half of the unit.
+ *
+ * Float weights: four partial sums, k % 4 selects, each acc = fma(w, x, acc) in order of k; the result
+ * is (s0 + s1) + (s2 + s3).
+ */
+#pragma once
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "engine/cpu/panel.h"
+
+/* A batch of rows, quantised; plane[row * stride] unless said otherwise. */
+struct ds_act {
+    uint32_t n;       /* rows */
+    uint32_t k;       /* elements of a row, a multiple of 32 */
+    uint32_t n_units; /* k / 32 */
+    int8_t *high;     /* [n][k] */
+    int8_t *low;      /* [n][k]; written where wide only */
+    uint8_t *wide;    /* [n][n_units] 0 or 1 */
+    float *scale;     /* [n][n_units] */
+    float *fine;      /* [n][n_units] scale / 128 */
+    float *sum;       /* [n][n_units] of the quantised x */
+    /* Sums of the halves' high and low, times minus offset: what turns a sum over q into one over
+     * q - offset. One pair of planes per offset in use. */
+    int32_t *half_high; /* [n][n_units][2], offset -1 */
+    int32_t *half_low;  /* 0 unless wide */
+};
+
+/* Corrections for one offset: [n][n_units][2], as half_high and half_low times -offset. */
+struct ds_act_offset {
+    const int32_t *high;
+    const int32_t *low;
+};
+
+/* Units of one panel, unpacked for ds_kernels.gemm. */
+#define DS_TILE_UNITS 64u
+struct ds_tile {
+    _Alignas(64) uint8_t q[DS_TILE_UNITS][DS_UNIT_BYTES]; /* byte 64 g + 4 r + i */
+    _Alignas(64) float d[DS_TILE_UNITS][2][DS_PANEL_ROWS]; /* [1]: second half, DS_SCALE_6K only */
+    _Alignas(64) float m[DS_TILE_UNITS][DS_PANEL_ROWS];
+};
+
+/* acc[n_rows][16] for rows first_row.. of act against one panel; all of k. */
+struct ds_gemv {
+    const struct ds_weight *weight;
+    uint32_t panel;
+    const struct ds_act *act;
+    struct ds_act_offset offset;
+    uint32_t first_row;
+    uint32_t n_rows; /* <= DS_GEMV_ROWS */
+    float *acc;
+};
+#define DS_GEMV_ROWS 4u
+
+/* The same for any number of rows and units first_unit .. + n_units of k, whose weights are in tile;
+ * acc is read first unless first_unit is 0. */
+struct ds_gemm {
+    const struct ds_panel_format *format;
+    const struct ds_tile *tile;
+    const struct ds_act *act;
+    struct ds_act_offset offset;
+    uint32_t first_unit, n_units;
+    uint32_t first_row, n_rows;
+    float *acc;
+};
+
+/* acc[n_rows][16] = the panel of a float weight times x rows (stride k). */
+struct ds_gemm_float {
+    const struct ds_weight *weight;
+    uint32_t panel;
+    const float *x; /* [n_rows][k] */
+    uint32_t n_rows;
+    float *acc;
+};
+
+/* One KV head of one block as floats: keys [key_dim][32 positions], values [32][value_stride]. */
+struct ds_attend {
+    const float *keys;
+    const float *values;
+    uint32_t key_dim;
+    uint32_t value_stride; /* value_dim padded to 16 */
+    float scale;
+};
+
+/* Running softmax of one query: out is not yet divided by sum. */
+struct ds_softmax {
+    float max; /* -INFINITY: nothing seen */
+    float sum;
+    float *out; /* [value_stride] */
+};
+
+struct ds_kernels {
+    const char *name;    /* as ds_cpu_options.isa */
+    const char *display; /* "AVX-512 VNNI" */
+
+    /* Quantises row `row` of act from x[k]. */
+    void (*quantise)(struct ds_act *act, uint32_t row, const float *x);
+
+    /* Units first .. + n_units (<= DS_TILE_UNITS) of a panel. */
+    void (*unpack)(struct ds_tile *tile, const struct ds_weight *weight, uint32_t panel,
+                   uint32_t first, uint32_t n_units);
+    void (*gemm)(const struct ds_gemm *gemm);
+    void (*gemv)(const struct ds_gemv *gemv); /* NULL: use unpack and gemm */
+    void (*gemm_float)(const struct ds_gemm_float *gemm);
+
+    /* n_queries queries (q[i], key_dim floats) see n_visible[i] (1..32) positions of a block. The first
+     * n_visible ones count, for each: s = scale * (fma chain over key_dim), max' = max(max, s...),
+     * out = fma chain over positions of exp(s - max') v onto out * exp(max - max'). */
+    void (*attend)(const struct ds_attend *attend, const float *const *q, const uint8_t *n_visible,
+                   struct ds_softmax *state, uint32_t n_queries);
+    /* Adds a later part of the positions: into = into merged with part. */
+    void (*merge)(struct ds_softmax *into, const struct ds_softmax *part, uint32_t value_stride);
+    void (*widen_f16)(float *out, const uint16_t *in, size_t n); /* n a multiple of 16 */
+
+    /* One row each; see backend.h. */
+    void (*rms_norm)(float *out, const float *in, const float *gamma, uint32_t width,
+                     float epsilon);
+    void (*silu_mul)(float *out, const float *gate, const float *up, uint32_t width);
+};
+
+extern const struct ds_kernels ds_kernels_portable;
+extern const struct ds_kernels ds_kernels_avx2;   /* AVX2, FMA, F16C */
+extern const struct ds_kernels ds_kernels_avx512; /* F, BW, VL, DQ, VNNI */
+
+/* The best set this machine has, no better than isa (NULL: any). NULL: no such set, or not here. */
+const struct ds_kernels *ds_kernels_choose(const char *isa);

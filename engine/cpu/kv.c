@@ -1,0 +1,122 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include <sys/mman.h>
+
+#include "engine/cpu/cpu.h"
+#include "engine/format/quant.h"
+
+static uint32_t value_stride(const struct ds_kv_geometry *geometry)
+{
+    return (geometry->value_dim + 15) / 16 * 16;
+}
+
+static size_t head_elements(const struct ds_kv_geometry *geometry)
+{
+    return (size_t) DS_KV_BLOCK * (geometry->key_dim + value_stride(geometry));
+}
+
+size_t ds_cpu_kv_bytes(const struct ds_kv_geometry *geometry)
+{
+    size_t element = geometry->type == DS_KV_F16 ? 2 : 4;
+
+    return head_elements(geometry) * element * geometry->n_layers * geometry->n_kv_heads *
+           geometry->n_blocks;
+}
+
+int ds_cpu_kv_new(struct ds_backend *backend, const struct ds_kv_geometry *geometry,
+                  struct ds_kv **ret_kv)
+{
+    size_t bytes = ds_cpu_kv_bytes(geometry);
+    struct ds_kv *kv = calloc(1, sizeof *kv);
+
+    (void) backend;
+    if (!kv)
+        return -ENOMEM;
+    kv->geometry = *geometry;
+    kv->value_stride = value_stride(geometry);
+    kv->head_elements = head_elements(geometry);
+    kv->mapping_bytes = bytes ? bytes : 1;
+    kv->data = mmap(NULL, kv->mapping_bytes, PROT_READ | PROT_WRITE,
+                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (kv->data == MAP_FAILED) {
+        free(kv);
+        return -ENOMEM;
+    }
+    (void) madvise(kv->data, kv->mapping_bytes, MADV_HUGEPAGE);
+    *ret_kv = kv;
+    return 0;
+}
+
+void ds_cpu_kv_free(struct ds_backend *backend, struct ds_kv *kv)
+{
+    (void) backend;
+    if (!kv)
+        return;
+    (void) munmap(kv->data, kv->mapping_bytes);
+    free(kv);
+}
+
+void *ds_kv_head(const struct ds_kv *kv, uint32_t layer, uint32_t block, uint32_t head)
+{
+    const struct ds_kv_geometry *geometry = &kv->geometry;
+    size_t index = ((size_t) layer * geometry->n_blocks + block) * geometry->n_kv_heads + head;
+
+    return (char *) kv->data + index * kv->head_elements * (geometry->type == DS_KV_F16 ? 2 : 4);
+}
+
+struct kv_write {
+    const struct ds_kv *kv;
+    uint32_t layer;
+    const float *k, *v;
+    const struct ds_batch *batch;
+};
+
+static void put_f32(float *keys, float *values, uint32_t slot, const struct ds_kv *kv,
+                    const float *k, const float *v)
+{
+    for (uint32_t d = 0; d < kv->geometry.key_dim; d++)
+        keys[(size_t) d * DS_KV_BLOCK + slot] = k[d];
+    memcpy(values + (size_t) slot * kv->value_stride, v, kv->geometry.value_dim * sizeof *v);
+}
+
+static void put_f16(uint16_t *keys, uint16_t *values, uint32_t slot, const struct ds_kv *kv,
+                    const float *k, const float *v)
+{
+    for (uint32_t d = 0; d < kv->geometry.key_dim; d++)
+        keys[(size_t) d * DS_KV_BLOCK + slot] = ds_f32_to_f16(k[d]);
+    for (uint32_t d = 0; d < kv->geometry.value_dim; d++)
+        values[(size_t) slot * kv->value_stride + d] = ds_f32_to_f16(v[d]);
+}
+
+static void write_row(void *arg, uint32_t row, unsigned thread)
+{
+    const struct kv_write *write = arg;
+    const struct ds_kv *kv = write->kv;
+    const struct ds_kv_geometry *geometry = &kv->geometry;
+    uint32_t block = ds_kv_block(write->batch, row, write->batch->positions[row] / DS_KV_BLOCK);
+    uint32_t slot = write->batch->positions[row] % DS_KV_BLOCK;
+    size_t keys = (size_t) geometry->key_dim * DS_KV_BLOCK;
+
+    (void) thread;
+    for (uint32_t head = 0; head < geometry->n_kv_heads; head++) {
+        const float *k =
+            write->k + ((size_t) row * geometry->n_kv_heads + head) * geometry->key_dim;
+        const float *v =
+            write->v + ((size_t) row * geometry->n_kv_heads + head) * geometry->value_dim;
+        void *at = ds_kv_head(kv, write->layer, block, head);
+
+        if (geometry->type == DS_KV_F16)
+            put_f16(at, (uint16_t *) at + keys, slot, kv, k, v);
+        else
+            put_f32(at, (float *) at + keys, slot, kv, k, v);
+    }
+}
+
+int ds_cpu_kv_write(struct ds_backend *backend, struct ds_kv *kv, uint32_t layer,
+                    const struct ds_buffer *k, const struct ds_buffer *v,
+                    const struct ds_batch *batch)
+{
+    struct kv_write write = { kv, layer, k->data, v->data, batch };
+
+    ds_pool_run(ds_cpu(backend)->pool, write_row, &write, batch->n_tokens, 16);
+    return 0;
+}

@@ -1,0 +1,161 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * A group of products over one input: quantise it once, then share out panels among the threads.
+ * An item is one panel and up to TILE_ROWS rows of input; each product element is computed by one
+ * item alone, so sharing out changes no result.
+ */
+#include "engine/cpu/cpu.h"
+
+#define TILE_ROWS    256u /* rows whose quantised form and sums stay in the second-level cache */
+#define PRODUCTS_MAX 8u
+
+struct thread_memory {
+    struct ds_tile tile;
+    _Alignas(64) float acc[TILE_ROWS * DS_PANEL_ROWS];
+};
+
+struct matmul {
+    struct ds_cpu *cpu;
+    const struct ds_product *products;
+    unsigned n_products;
+    uint32_t first_panel[PRODUCTS_MAX + 1]; /* of each product, counted through all of them */
+    const float *in;
+    uint32_t n, k;
+};
+
+static void multiply_integer(const struct matmul *matmul, const struct ds_weight *weight,
+                             uint32_t panel, uint32_t first_row, uint32_t n_rows,
+                             struct thread_memory *memory)
+{
+    const struct ds_kernels *kernels = matmul->cpu->kernels;
+    const struct ds_act *act = &matmul->cpu->act.act;
+    struct ds_act_offset offset = ds_act_offset(&matmul->cpu->act, weight->format);
+    struct ds_gemm gemm = {
+        .format = weight->format,
+        .tile = &memory->tile,
+        .act = act,
+        .offset = offset,
+        .first_row = first_row,
+        .n_rows = n_rows,
+        .acc = memory->acc,
+    };
+
+    if (kernels->gemv && n_rows <= DS_GEMV_ROWS) {
+        kernels->gemv(&(struct ds_gemv){ weight, panel, act, offset, first_row, n_rows,
+                                         memory->acc });
+        return;
+    }
+    for (uint32_t unit = 0; unit < act->n_units; unit += DS_TILE_UNITS) {
+        gemm.first_unit = unit;
+        gemm.n_units = act->n_units - unit < DS_TILE_UNITS ? act->n_units - unit : DS_TILE_UNITS;
+        kernels->unpack(&memory->tile, weight, panel, unit, gemm.n_units);
+        kernels->gemm(&gemm);
+    }
+}
+
+/* Adds bias and what is there already, and leaves out the padding rows of the last panel. */
+static void store(const struct ds_product *product, uint32_t panel, uint32_t first_row,
+                  uint32_t n_rows, const float *acc)
+{
+    uint32_t n = product->weight->n, first = panel * DS_PANEL_ROWS;
+    uint32_t lanes = n - first < DS_PANEL_ROWS ? n - first : DS_PANEL_ROWS;
+    const float *bias = product->bias ? product->bias->data + first : NULL;
+
+    for (uint32_t row = 0; row < n_rows; row++, acc += DS_PANEL_ROWS) {
+        float *out = product->out->data + (size_t) (first_row + row) * n + first;
+
+        for (uint32_t lane = 0; lane < lanes; lane++) {
+            float value = bias ? acc[lane] + bias[lane] : acc[lane];
+
+            out[lane] = product->accumulate ? out[lane] + value : value;
+        }
+    }
+}
+
+static void multiply(void *arg, uint32_t item, unsigned thread)
+{
+    const struct matmul *matmul = arg;
+    uint32_t n_panels = matmul->first_panel[matmul->n_products];
+    uint32_t first_row = item / n_panels * TILE_ROWS, panel = item % n_panels;
+    uint32_t n_rows = matmul->n - first_row < TILE_ROWS ? matmul->n - first_row : TILE_ROWS;
+    struct thread_memory *memory = matmul->cpu->threads[thread].data;
+    const struct ds_product *product = matmul->products;
+    unsigned i = 0;
+
+    while (panel >= matmul->first_panel[i + 1])
+        i++;
+    product += i;
+    panel -= matmul->first_panel[i];
+    if (product->weight->format->bits)
+        multiply_integer(matmul, product->weight, panel, first_row, n_rows, memory);
+    else
+        matmul->cpu->kernels->gemm_float(
+            &(struct ds_gemm_float){ product->weight, panel,
+                                     matmul->in + (size_t) first_row * matmul->k, n_rows,
+                                     memory->acc });
+    store(product, panel, first_row, n_rows, memory->acc);
+}
+
+static int prepare(struct matmul *matmul)
+{
+    const struct ds_panel_format *formats[PRODUCTS_MAX];
+    struct ds_cpu *cpu = matmul->cpu;
+    unsigned n_formats = 0;
+    int r;
+
+    for (unsigned i = 0; i < matmul->n_products; i++) {
+        const struct ds_weight *weight = matmul->products[i].weight;
+
+        /* Whoever multiplies by a gathered weight gets its panels made now. */
+        r = ds_weight_prepare((struct ds_weight *) weight);
+        if (r < 0)
+            return r;
+        matmul->first_panel[i + 1] = matmul->first_panel[i] + weight->n_panels;
+        if (weight->format->bits)
+            formats[n_formats++] = weight->format;
+    }
+    for (unsigned i = 0; i < ds_pool_n_threads(cpu->pool); i++)
+        if (!ds_scratch_get(&cpu->threads[i], sizeof(struct thread_memory)))
+            return -ENOMEM;
+    if (n_formats)
+        return ds_act_quantise(&cpu->act, cpu->kernels, cpu->pool, matmul->in, matmul->n,
+                               matmul->k, formats, n_formats);
+    return 0;
+}
+
+static int multiply_group(struct ds_cpu *cpu, const struct ds_product *products,
+                          unsigned n_products, const struct ds_buffer *in, uint32_t n)
+{
+    struct matmul matmul = { .cpu = cpu,
+                             .products = products,
+                             .n_products = n_products,
+                             .in = in->data,
+                             .n = n,
+                             .k = products->weight->k };
+    uint32_t n_items, grain;
+    int r;
+
+    r = prepare(&matmul);
+    if (r < 0)
+        return r;
+    n_items = matmul.first_panel[n_products] * ((n + TILE_ROWS - 1) / TILE_ROWS);
+    grain = n_items / (ds_pool_n_threads(cpu->pool) * 8);
+    ds_pool_run(cpu->pool, multiply, &matmul, n_items, grain);
+    return 0;
+}
+
+int ds_cpu_matmul(struct ds_backend *backend, const struct ds_product *products,
+                  unsigned n_products, const struct ds_buffer *in, uint32_t n)
+{
+    int r = 0;
+
+    for (unsigned i = 0; i < n_products; i++)
+        if (products[i].weight->k != products->weight->k)
+            return -EINVAL;
+    for (unsigned i = 0; i < n_products && n && r == 0; i += PRODUCTS_MAX) {
+        unsigned count = n_products - i < PRODUCTS_MAX ? n_products - i : PRODUCTS_MAX;
+
+        r = multiply_group(ds_cpu(backend), products + i, count, in, n);
+    }
+    return r;
+}
