@@ -40,9 +40,9 @@ static int resize(struct ds_act_memory *memory, uint32_t n, uint32_t k)
     size_t elements = (size_t) n * k, units = elements / DS_UNIT_K;
     size_t halves = 2 * units * sizeof(int32_t), floats = units * sizeof(float);
     size_t n_planes = 2 + 1 + 3 + 2 + 2 * DS_ACT_OFFSETS;
-    char *at = ds_scratch_get(&memory->memory, 2 * elements + units + 3 * floats +
-                                                   (2 + 2 * DS_ACT_OFFSETS) * halves +
-                                                   64 * n_planes);
+    char *at =
+        ds_scratch_get(&memory->memory, 2 * elements + units + 3 * floats +
+                                            (2 + 2 * DS_ACT_OFFSETS) * halves + 64 * n_planes);
 
     if (!at)
         return -ENOMEM;

@@ -1,15 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Attention over paged KV blocks, with a running softmax (Milakov, Gimelshein 2018; Dao et al. 2022).
+ * Attention over paged KV blocks, with a running softmax (Milakov, Gimelshein 2018; Dao et al.
+ * 2022).
  *
- * The order of operations hangs on absolute positions alone: a query takes the blocks of 32 positions
- * of one segment (SEGMENT_BLOCKS blocks) in order, each segment from nothing, and the segments'
- * results are merged in order. So neither the cut of a prompt into batches nor who computes a segment
- * changes a bit.
+ * The order of operations hangs on absolute positions alone: a query takes the blocks of 32
+ * positions of one segment (SEGMENT_BLOCKS blocks) in order, each segment from nothing, and the
+ * segments' results are merged in order. So neither the cut of a prompt into batches nor who
+ * computes a segment changes a bit.
  *
  * An item is up to TILE_ROWS consecutive rows of one sequence and one KV head: all its query heads
- * share each block, widened to floats once. Where a batch has too few items for the threads (decoding
- * a long sequence), an item is one segment of that, and the parts are merged afterwards.
+ * share each block, widened to floats once. Where a batch has too few items for the threads
+ * (decoding a long sequence), an item is one segment of that, and the parts are merged afterwards.
  */
 #include <math.h>
 
@@ -67,8 +68,8 @@ struct pass {
     const float *q[QUERIES_MAX];
 };
 
-static void pass_init(struct pass *pass, const struct attention *attention,
-                      const struct tile *tile, uint32_t kv_head, uint32_t first)
+static void pass_init(struct pass *pass, const struct attention *attention, const struct tile *tile,
+                      uint32_t kv_head, uint32_t first)
 {
     uint32_t n = tile->n_rows * attention->group - first;
 
@@ -179,8 +180,8 @@ static void attend_tile(void *arg, uint32_t item, unsigned thread)
 
 /* --- segments as items --- */
 
-static float *part_at(const struct attention *attention, const struct tile *tile,
-                      uint32_t segment, uint32_t kv_head, uint32_t query)
+static float *part_at(const struct attention *attention, const struct tile *tile, uint32_t segment,
+                      uint32_t kv_head, uint32_t query)
 {
     size_t n_queries = (size_t) TILE_ROWS * attention->group;
     size_t index = (tile->first_part + segment) * attention->kv->geometry.n_kv_heads + kv_head;
@@ -223,8 +224,7 @@ static void attend_part(void *arg, uint32_t item, unsigned thread)
     }
 }
 
-static void merge_tile(const struct attention *attention, const struct tile *tile,
-                       uint32_t kv_head)
+static void merge_tile(const struct attention *attention, const struct tile *tile, uint32_t kv_head)
 {
     uint32_t stride = attention->kv->value_stride;
     struct pass pass;

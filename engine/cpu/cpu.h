@@ -37,9 +37,9 @@ struct ds_cpu {
     struct ds_arena *arena;
     char description[64];
 
-    struct ds_act_memory act;                /* quantised input of the current product */
-    struct ds_scratch *threads;              /* [n_threads]: one each, for items */
-    struct ds_scratch tiles, parts;          /* attention */
+    struct ds_act_memory act;       /* quantised input of the current product */
+    struct ds_scratch *threads;     /* [n_threads]: one each, for items */
+    struct ds_scratch tiles, parts; /* attention */
     struct ds_rope_table rope;
 };
 
@@ -78,9 +78,8 @@ int ds_cpu_rms_norm(struct ds_backend *backend, struct ds_buffer *out, const str
 int ds_cpu_rope(struct ds_backend *backend, struct ds_buffer *x, const struct ds_rope *rope,
                 const uint32_t *positions, uint32_t n, uint32_t n_heads, uint32_t head_dim);
 void ds_rope_table_deinit(struct ds_rope_table *table);
-int ds_cpu_silu_mul(struct ds_backend *backend, struct ds_buffer *out,
-                    const struct ds_buffer *gate, const struct ds_buffer *up, uint32_t n,
-                    uint32_t width);
+int ds_cpu_silu_mul(struct ds_backend *backend, struct ds_buffer *out, const struct ds_buffer *gate,
+                    const struct ds_buffer *up, uint32_t n, uint32_t width);
 int ds_cpu_gather(struct ds_backend *backend, struct ds_buffer *out, const struct ds_buffer *in,
                   const uint32_t *rows, uint32_t n, uint32_t width);
 

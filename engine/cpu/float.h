@@ -9,16 +9,16 @@
 #define DS_ACT_MAGNITUDE_MIN ((127 - 60) << 23)
 #define DS_ACT_MAGNITUDE_MAX 0x7f7fffff
 
-/* Units whose magnitude bits exceed this are wide. magnitudes[2 i], i < n_units, are the units' amax
- * as bits, which for floats is near enough to a logarithm: an outlier does not move their mean far. */
+/* Units whose magnitude bits exceed this are wide. magnitudes[2 i], i < n_units, are the units'
+ * amax as bits, which for floats is near enough to a logarithm: an outlier does not move their mean
+ * far. */
 int32_t ds_act_wide_limit(const int32_t *magnitudes, uint32_t n_units);
 
 #define DS_FLOAT_KERNELS(set)                                                                      \
     void ds_quantise_##set(struct ds_act *act, uint32_t row, const float *x);                      \
     void ds_gemm_float_##set(const struct ds_gemm_float *gemm);                                    \
     void ds_attend_##set(const struct ds_attend *attend, const float *const *q,                    \
-                         const uint8_t *n_visible, struct ds_softmax *state,                       \
-                         uint32_t n_queries);                                                      \
+                         const uint8_t *n_visible, struct ds_softmax *state, uint32_t n_queries);  \
     void ds_merge_##set(struct ds_softmax *into, const struct ds_softmax *part,                    \
                         uint32_t value_stride);                                                    \
     void ds_widen_f16_##set(float *out, const uint16_t *in, size_t n);                             \

@@ -94,8 +94,7 @@ static void quantise_unit(struct ds_act *act, size_t unit, size_t at, const floa
                           x + 16 * half, inverse, &high[half], &low[half]);
     }
     act->fine[unit] = act->scale[unit] * (1.0f / 128);
-    act->sum[unit] =
-        act->fine[unit] * (float) ((high[0] + high[1]) * 128 + (low[0] + low[1]));
+    act->sum[unit] = act->fine[unit] * (float) ((high[0] + high[1]) * 128 + (low[0] + low[1]));
 }
 
 void FLOAT_NAME(quantise)(struct ds_act *act, uint32_t row, const float *x)
@@ -125,8 +124,8 @@ always_inline v16 load_weights(uint32_t type, const uint8_t *at)
                                : v16_load_bf16((const uint16_t *) at);
 }
 
-always_inline void gemm_float_rows(uint32_t type, const uint8_t *panel, uint32_t k,
-                                   const float *x, float *acc, unsigned n_rows)
+always_inline void gemm_float_rows(uint32_t type, const uint8_t *panel, uint32_t k, const float *x,
+                                   float *acc, unsigned n_rows)
 {
     const size_t step = type == DS_TYPE_F32 ? 64 : 32;
     v16 s[FLOAT_ROWS][4];

@@ -2,7 +2,8 @@
 /*
  * kernels.h - the inner loops, one table per instruction set; portable C defines what they compute.
  *
- * All tables yield the same bits. What makes that possible, and must stay true in every one of them:
+ * All tables yield the same bits. What makes that possible, and must stay true in every one of
+ * them:
  *   - one output element is computed by one lane, in one order of k, with the operations below;
  *   - integer sums are exact, so their order is free;
  *   - multiply-add is fused where and only where the formula says fma.
@@ -10,8 +11,9 @@
  * Activations are quantised per row and per 32 consecutive k (a "unit") to
  *      x ~ scale (high + low / 128),   scale = amax / 127
  * high rounds x / scale to nearest even. low is 0 except in units that the row marks as wide: there
- * high and low come from rounding 128 x / scale, 15 bits in all. A unit is wide if its amax exceeds the
- * row's ordinary unit (ds_quantise_act.h), that is where few large values would drown the others.
+ * high and low come from rounding 128 x / scale, 15 bits in all. A unit is wide if its amax exceeds
+ * the row's ordinary unit (ds_quantise_act.h), that is where few large values would drown the
+ * others.
  *
  * The product of one weight row and one activation row, acc starting at 0, units in order of k:
  *      isum = sum over the unit of (q - offset) (high, or 128 high + low where wide)
@@ -19,8 +21,8 @@
  *      acc  = fma(w.m, a.sum, acc)            types with a minimum (sum = the unit's sum of x)
  * Types with two scales per unit do the first line once for each half of the unit.
  *
- * Float weights: four partial sums, k % 4 selects, each acc = fma(w, x, acc) in order of k; the result
- * is (s0 + s1) + (s2 + s3).
+ * Float weights: four partial sums, k % 4 selects, each acc = fma(w, x, acc) in order of k; the
+ * result is (s0 + s1) + (s2 + s3).
  */
 #pragma once
 
@@ -55,7 +57,7 @@ struct ds_act_offset {
 /* Units of one panel, unpacked for ds_kernels.gemm. */
 #define DS_TILE_UNITS 64u
 struct ds_tile {
-    _Alignas(64) uint8_t q[DS_TILE_UNITS][DS_UNIT_BYTES]; /* byte 64 g + 4 r + i */
+    _Alignas(64) uint8_t q[DS_TILE_UNITS][DS_UNIT_BYTES];  /* byte 64 g + 4 r + i */
     _Alignas(64) float d[DS_TILE_UNITS][2][DS_PANEL_ROWS]; /* [1]: second half, DS_SCALE_6K only */
     _Alignas(64) float m[DS_TILE_UNITS][DS_PANEL_ROWS];
 };
@@ -72,8 +74,8 @@ struct ds_gemv {
 };
 #define DS_GEMV_ROWS 4u
 
-/* The same for any number of rows and units first_unit .. + n_units of k, whose weights are in tile;
- * acc is read first unless first_unit is 0. */
+/* The same for any number of rows and units first_unit .. + n_units of k, whose weights are in
+ * tile; acc is read first unless first_unit is 0. */
 struct ds_gemm {
     const struct ds_panel_format *format;
     const struct ds_tile *tile;
@@ -123,9 +125,9 @@ struct ds_kernels {
     void (*gemv)(const struct ds_gemv *gemv); /* NULL: use unpack and gemm */
     void (*gemm_float)(const struct ds_gemm_float *gemm);
 
-    /* n_queries queries (q[i], key_dim floats) see n_visible[i] (1..32) positions of a block. The first
-     * n_visible ones count, for each: s = scale * (fma chain over key_dim), max' = max(max, s...),
-     * out = fma chain over positions of exp(s - max') v onto out * exp(max - max'). */
+    /* n_queries queries (q[i], key_dim floats) see n_visible[i] (1..32) positions of a block. The
+     * first n_visible ones count, for each: s = scale * (fma chain over key_dim), max' = max(max,
+     * s...), out = fma chain over positions of exp(s - max') v onto out * exp(max - max'). */
     void (*attend)(const struct ds_attend *attend, const float *const *q, const uint8_t *n_visible,
                    struct ds_softmax *state, uint32_t n_queries);
     /* Adds a later part of the positions: into = into merged with part. */

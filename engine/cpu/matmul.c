@@ -41,8 +41,8 @@ static void multiply_integer(const struct matmul *matmul, const struct ds_weight
     };
 
     if (kernels->gemv && n_rows <= DS_GEMV_ROWS) {
-        kernels->gemv(&(struct ds_gemv){ weight, panel, act, offset, first_row, n_rows,
-                                         memory->acc });
+        kernels->gemv(
+            &(struct ds_gemv){ weight, panel, act, offset, first_row, n_rows, memory->acc });
         return;
     }
     for (uint32_t unit = 0; unit < act->n_units; unit += DS_TILE_UNITS) {
@@ -89,10 +89,9 @@ static void multiply(void *arg, uint32_t item, unsigned thread)
     if (product->weight->format->bits)
         multiply_integer(matmul, product->weight, panel, first_row, n_rows, memory);
     else
-        matmul->cpu->kernels->gemm_float(
-            &(struct ds_gemm_float){ product->weight, panel,
-                                     matmul->in + (size_t) first_row * matmul->k, n_rows,
-                                     memory->acc });
+        matmul->cpu->kernels->gemm_float(&(struct ds_gemm_float){
+            product->weight, panel, matmul->in + (size_t) first_row * matmul->k, n_rows,
+            memory->acc });
     store(product, panel, first_row, n_rows, memory->acc);
 }
 
@@ -118,8 +117,8 @@ static int prepare(struct matmul *matmul)
         if (!ds_scratch_get(&cpu->threads[i], sizeof(struct thread_memory)))
             return -ENOMEM;
     if (n_formats)
-        return ds_act_quantise(&cpu->act, cpu->kernels, cpu->pool, matmul->in, matmul->n,
-                               matmul->k, formats, n_formats);
+        return ds_act_quantise(&cpu->act, cpu->kernels, cpu->pool, matmul->in, matmul->n, matmul->k,
+                               formats, n_formats);
     return 0;
 }
 

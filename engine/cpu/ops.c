@@ -83,9 +83,8 @@ static void silu_mul_row(void *arg, uint32_t row, unsigned thread)
     rows->cpu->kernels->silu_mul(rows->out + at, rows->in + at, rows->other + at, rows->width);
 }
 
-int ds_cpu_silu_mul(struct ds_backend *backend, struct ds_buffer *out,
-                    const struct ds_buffer *gate, const struct ds_buffer *up, uint32_t n,
-                    uint32_t width)
+int ds_cpu_silu_mul(struct ds_backend *backend, struct ds_buffer *out, const struct ds_buffer *gate,
+                    const struct ds_buffer *up, uint32_t n, uint32_t width)
 {
     struct rows rows = { .cpu = ds_cpu(backend),
                          .out = out->data,

@@ -9,11 +9,10 @@
  * Integer types (a unit is 16 rows x 32 k; unsigned values q, of which `offset` is subtracted):
  *
  *      panel:  [scales of all units][pad to 64][unit 0][unit 1]...
- *      unit:   byte 64 j + 4 r + i, j = 0..3 (low nibble: k = 8 j + i, high nibble: 8 j + 4 + i), of
- *              row r; i = 0..3; so a nibble plane of 64 bytes is four k of sixteen rows, what
- *              VPDPBUSD eats: "group" g = 0..7 holds k = 4 g .. 4 g + 3
- *        5 bit: + 64 bytes, bit g of byte 4 r + i = bit 4 of group g
- *        6 bit: + 128 bytes, bits 2 j, 2 j + 1 of byte 64 h + 4 r + i = bits 4, 5 of group 4 h + j
+ *      unit:   byte 64 j + 4 r + i, j = 0..3 (low nibble: k = 8 j + i, high nibble: 8 j + 4 + i),
+ * of row r; i = 0..3; so a nibble plane of 64 bytes is four k of sixteen rows, what VPDPBUSD eats:
+ * "group" g = 0..7 holds k = 4 g .. 4 g + 3 5 bit: + 64 bytes, bit g of byte 4 r + i = bit 4 of
+ * group g 6 bit: + 128 bytes, bits 2 j, 2 j + 1 of byte 64 h + 4 r + i = bits 4, 5 of group 4 h + j
  *        8 bit: 512 bytes, byte 64 g + 4 r + i of group g
  *      scales, per unit (f16 unless said otherwise):
  *        DS_SCALE_D:   d[16]                  value = d (q - offset)
@@ -57,8 +56,8 @@ struct ds_weight {
     uint32_t k; /* elements of a row */
     uint32_t n; /* rows */
     uint32_t n_panels;
-    size_t scale_bytes;    /* of one panel, padded to 64 */
-    size_t panel_bytes;    /* of one panel */
+    size_t scale_bytes;     /* of one panel, padded to 64 */
+    size_t panel_bytes;     /* of one panel */
     struct ds_arena *arena; /* borrowed */
     struct ds_arena_piece panels;
     const struct ds_tensor *tensor; /* original; NULL unless rows are gathered */

@@ -172,7 +172,7 @@ static int start_helpers(struct ds_pool *pool)
         helper->index = i;
         r = -pthread_create(&helper->thread, NULL, helper_main, helper);
         if (r == 0) {
-            char name[16];
+            char name[24]; /* more than 15 characters are refused, which would not matter */
 
             (void) snprintf(name, sizeof name, "ds-cpu-%u", i);
             (void) pthread_setname_np(helper->thread, name);

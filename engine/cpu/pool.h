@@ -30,8 +30,8 @@ struct ds_pool *ds_pool_free(struct ds_pool *pool); /* joins the threads; NULL i
 unsigned ds_pool_n_threads(const struct ds_pool *pool);
 
 /* Calls item(arg, 0..n_items-1, thread), each once; returns when all are done. Items are taken
- * grain at a time (0 is taken as 1). Everything written before the call is seen by the items, everything
- * they write is seen after it. */
+ * grain at a time (0 is taken as 1). Everything written before the call is seen by the items,
+ * everything they write is seen after it. */
 void ds_pool_run(struct ds_pool *pool, ds_pool_item item, void *arg, uint32_t n_items,
                  uint32_t grain);
 

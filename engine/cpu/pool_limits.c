@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* How many threads this process may keep busy: sched_setaffinity(2), cgroups (cgroup v2: cpu.max). */
+/* How many threads this process may keep busy: sched_setaffinity(2), cgroups (cgroup v2: cpu.max).
+ */
 #include <fcntl.h>
 #include <limits.h>
 #include <sched.h>

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * The library's sine may differ in its last bit between processors, and rotations must not. Plain
- * double arithmetic in one order: x = n pi/2 + r with pi/2 in three parts (the first two short enough
- * for n times them to be exact up to n = 2^26), then Taylor series on |r| <= pi/4.
+ * double arithmetic in one order: x = n pi/2 + r with pi/2 in three parts (the first two short
+ * enough for n times them to be exact up to n = 2^26), then Taylor series on |r| <= pi/4.
  */
 #include <math.h>
 

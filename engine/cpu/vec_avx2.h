@@ -112,8 +112,8 @@ static inline v16 v16_min(v16 a, v16 b)
 
 static inline __m256 v16_half_first(unsigned n, __m256 a, __m256 b, int first)
 {
-    __m256i lane = _mm256_add_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7),
-                                    _mm256_set1_epi32(first));
+    __m256i lane =
+        _mm256_add_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm256_set1_epi32(first));
     __m256i mask = _mm256_cmpgt_epi32(_mm256_set1_epi32((int) n), lane);
 
     return _mm256_blendv_ps(b, a, _mm256_castsi256_ps(mask));

@@ -197,8 +197,8 @@ static int set_shape(struct ds_weight *weight, const struct ds_tensor *tensor)
     if (format->bits) {
         uint32_t n_units = weight->k / DS_UNIT_K;
 
-        weight->scale_bytes = ((size_t) n_units / format->group_units * format->group_bytes + 63) /
-                              64 * 64;
+        weight->scale_bytes =
+            ((size_t) n_units / format->group_units * format->group_bytes + 63) / 64 * 64;
         weight->panel_bytes = weight->scale_bytes + (size_t) n_units * format->unit_bytes;
     } else {
         weight->panel_bytes = ((size_t) weight->k * format->unit_bytes + 63) / 64 * 64;
