@@ -36,7 +36,8 @@ static void unpack_scales(struct ds_tile *tile, unsigned to, const struct ds_wei
 {
     const struct ds_panel_format *format = weight->format;
     const uint8_t *group = panel + (size_t) (unit / format->group_units) * format->group_bytes;
-    const uint8_t *own = group + 64 + 32 * (unit % format->group_units); /* DS_SCALE_K */
+    const uint8_t *own = group + (format->scale == DS_SCALE_6K ? 32 : 64) +
+                         32 * (unit % format->group_units); /* of DS_SCALE_K and _6K */
 
     for (unsigned r = 0; r < DS_PANEL_ROWS; r++) {
         float d = f16_to_f32(get_u16(group + 2 * r));
@@ -49,8 +50,8 @@ static void unpack_scales(struct ds_tile *tile, unsigned to, const struct ds_wei
             tile->d[to][0][r] = d * (float) own[r];
             tile->m[to][r] = -(m * (float) own[16 + r]);
         } else if (format->scale == DS_SCALE_6K) {
-            tile->d[to][0][r] = d * (float) (int8_t) own[r - 32];
-            tile->d[to][1][r] = d * (float) (int8_t) own[16 + r - 32];
+            tile->d[to][0][r] = d * (float) (int8_t) own[r];
+            tile->d[to][1][r] = d * (float) (int8_t) own[16 + r];
         }
     }
 }
