@@ -47,7 +47,7 @@ proto  := $(B)/proto/ds.pb-c.o $(call objects,proto)
 shm    := $(call objects,shm)
 unicode := $(B)/engine/text/unicode_data.o
 engine := $(foreach d,engine engine/format engine/text engine/model engine/serve engine/cpu,\
-          $(call objects,$(d),engine/main.c)) $(if $(wildcard engine/text/unicode_gen.c),$(unicode))
+          $(call objects,$(d),engine/main.c engine/text/unicode_gen.c)) $(if $(wildcard engine/text/unicode_gen.c),$(unicode))
 daemon := $(call objects,daemon,daemon/main.c)
 client := $(call objects,client)
 dsctl  := $(call objects,client/dsctl)

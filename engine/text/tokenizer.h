@@ -5,6 +5,7 @@
  * Immutable after ds_tokenizer_new(): encode and piece may run on any number of threads at once.
  * Byte-level BPE (GPT-2; merges by rank) with pre-tokenisers gpt-2, smollm, llama-bpe, qwen2; SPM
  * (merges by score, byte fallback). Text is bytes: invalid UTF-8 is tokenised too, never refused.
+ * Only special tokens that stand in the text become special tokens: merging never makes one.
  */
 #pragma once
 
@@ -28,7 +29,8 @@ enum {
     DS_ENCODE_BOS = 1u << 1,     /* put BOS first (nothing happens where the model has none) */
 };
 
-/* *ret_ids (n_ids of them) is fresh memory: free(). -ENOMEM. */
+/* *ret_ids (n_ids of them) is fresh memory: free(). -ENOMEM, also for more than 1 GiB of text.
+ * Takes n log n time, and up to 28 bytes of memory for each byte of text. */
 int ds_tokenizer_encode(const struct ds_tokenizer *tokenizer, const char *text, size_t size,
                         unsigned flags, uint32_t **ret_ids, size_t *ret_n_ids);
 
@@ -44,7 +46,7 @@ bool ds_tokenizer_is_end(const struct ds_tokenizer *tokenizer, uint32_t id); /* 
 bool ds_tokenizer_is_control(const struct ds_tokenizer *tokenizer, uint32_t id); /* not shown */
 
 /* Detokenises ids. skip_control: control tokens vanish, else they appear by name. strip_space:
- * SPM's artificial first space goes (whole texts; false for a continuation). Fresh memory, NUL
- * added. */
+ * SPM's artificial first space goes (whole texts; false for a continuation). The bytes are the
+ * tokens' own, not always UTF-8. Fresh memory, NUL added. -ENOMEM. */
 int ds_tokenizer_decode(const struct ds_tokenizer *tokenizer, const uint32_t *ids, size_t n_ids,
                         bool skip_control, bool strip_space, char **ret_text, size_t *ret_size);

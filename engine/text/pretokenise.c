@@ -1,0 +1,189 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "engine/text/pretokenise.h"
+
+#include "engine/text/pretokenise_deepseek.h"
+#include "engine/text/scan.h"
+
+#define WORD_OR_SPACE (DS_SPACE | DS_LETTER | DS_NUMBER)
+
+/* 's|'t|'re|'ve|'m|'ll|'d after the apostrophe at `at`: the end, or `at`. */
+static size_t contraction(const char *text, size_t at, size_t end, bool any_case)
+{
+    const char upper = any_case ? 0x20 : 0; /* the bit in which ASCII cases differ */
+    char first, second;
+
+    if (end - at < 2)
+        return at;
+    first = (char) (text[at + 1] | (scan_is_ascii_letter(text[at + 1]) ? upper : 0));
+    if (first == 's' || first == 't' || first == 'm' || first == 'd')
+        return at + 2;
+    if (end - at < 3)
+        return at;
+    second = (char) (text[at + 2] | (scan_is_ascii_letter(text[at + 2]) ? upper : 0));
+    if (((first == 'r' || first == 'v') && second == 'e') || (first == 'l' && second == 'l'))
+        return at + 3;
+    return at;
+}
+
+/* 's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+ */
+static size_t stage_gpt2(const char *text, size_t at, size_t end, size_t *skip)
+{
+    size_t start = at, next, stop;
+    unsigned flags;
+
+    (void) skip;
+    if (text[at] == '\'') {
+        stop = contraction(text, at, end, false);
+        if (stop > at)
+            return stop;
+    }
+    if (text[at] == ' ' && at + 1 < end)
+        start++;
+    flags = scan_flags(text, start, end, &next);
+    if (flags & DS_LETTER)
+        return scan_run(text, next, end, DS_LETTER);
+    if (flags & DS_NUMBER)
+        return scan_run(text, next, end, DS_NUMBER);
+    if (!(flags & DS_SPACE))
+        return scan_run_without(text, next, end, WORD_OR_SPACE);
+    return scan_spaces(text, at, end, false);
+}
+
+/* (?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,N}
+ * | ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+ */
+static size_t cut_llama3(const char *text, size_t at, size_t end, int n_digits)
+{
+    size_t next, after_next, start, stop;
+    unsigned flags = scan_flags(text, at, end, &next), next_flags;
+
+    if (flags & DS_LETTER)
+        return scan_run(text, next, end, DS_LETTER);
+    if (flags & DS_NUMBER) {
+        for (int i = 1; i < n_digits && (scan_flags(text, next, end, &after_next) & DS_NUMBER); i++)
+            next = after_next;
+        return next;
+    }
+    if (text[at] == '\'') {
+        stop = contraction(text, at, end, true);
+        if (stop > at)
+            return stop;
+    }
+    next_flags = scan_flags(text, next, end, &after_next);
+    if ((next_flags & DS_LETTER) && !scan_is_newline(text[at]))
+        return scan_run(text, after_next, end, DS_LETTER);
+    start = text[at] == ' ' && next < end ? next : at;
+    stop = scan_run_without(text, start, end, WORD_OR_SPACE);
+    if (stop == start)
+        return scan_spaces(text, at, end, true);
+    while (stop < end && scan_is_newline(text[stop]))
+        stop++;
+    return stop;
+}
+
+static size_t stage_llama3(const char *text, size_t at, size_t end, size_t *skip)
+{
+    (void) skip;
+    return cut_llama3(text, at, end, 3);
+}
+
+static size_t stage_qwen2(const char *text, size_t at, size_t end, size_t *skip)
+{
+    (void) skip;
+    return cut_llama3(text, at, end, 1);
+}
+
+static const struct ds_pretokeniser known[] = {
+    { "gpt-2 default gpt2 phi-2 jina-es jina-de jina-v2-es jina-v2-de roberta-bpe gigachat "
+      "exaone4 a.x-4.0 mellum",
+      { stage_gpt2 },
+      false },
+    { "smollm starcoder refact command-r codeshell exaone minerva-7b",
+      { ds_stage_digit, stage_gpt2 },
+      false },
+    { "llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2", { stage_llama3 }, true },
+    { "qwen2 deepseek-r1-qwen megrez kormo stablelm2", { stage_qwen2 }, false },
+    { "deepseek-llm",
+      { ds_stage_newline, ds_stage_cased_letters, ds_stage_listed_punctuation,
+        ds_stage_trailing_space, ds_stage_east_asian, ds_stage_digits },
+      false },
+    { "deepseek-coder",
+      { ds_stage_newline, ds_stage_letters, ds_stage_punctuation, ds_stage_east_asian,
+        ds_stage_digit },
+      false },
+    { "deepseek-v3 joyai-llm hunyuan-dense",
+      { ds_stage_three_digits, ds_stage_han_and_kana, ds_stage_deepseek_v3 },
+      false },
+};
+
+#define N_KNOWN (sizeof known / sizeof known[0])
+
+static bool has_name(const char *names, struct ds_bytes name)
+{
+    while (*names) {
+        size_t size = strcspn(names, " ");
+
+        if (size == name.size && memcmp(names, name.data, size) == 0)
+            return true;
+        names += size;
+        names += strspn(names, " ");
+    }
+    return false;
+}
+
+const struct ds_pretokeniser *ds_pretokeniser_find(struct ds_bytes name)
+{
+    if (name.size == 0)
+        return &known[0];
+    for (size_t i = 0; i < N_KNOWN; i++)
+        if (has_name(known[i].names, name))
+            return &known[i];
+    return NULL;
+}
+
+void ds_pretokeniser_list(char *buffer, size_t size)
+{
+    size_t used = 0;
+
+    buffer[0] = '\0';
+    for (size_t i = 0; i < N_KNOWN && used < size; i++)
+        used += (size_t) snprintf(buffer + used, size - used, "%s%.*s", i ? ", " : "",
+                                  (int) strcspn(known[i].names, " "), known[i].names);
+}
+
+/* The end of the piece that starts at `at`: a match, or what lies before the next one. */
+static size_t next_piece(ds_stage_match *match, const char *text, size_t at, size_t end)
+{
+    size_t start = at;
+
+    while (at < end) {
+        uint32_t code_point;
+        size_t skip = at + ds_utf8_step(text + at, end - at, &code_point);
+        size_t stop = match(text, at, end, &skip);
+
+        if (stop > at)
+            return start == at ? stop : at;
+        at = skip;
+    }
+    return end;
+}
+
+static int run_stage(ds_stage_match *const *stages, const char *text, size_t at, size_t end,
+                     ds_piece_fn *take, void *context)
+{
+    while (at < end) {
+        size_t stop = next_piece(stages[0], text, at, end);
+        int r = stages[1] ? run_stage(stages + 1, text, at, stop, take, context)
+                          : take(context, at, stop);
+
+        if (r < 0)
+            return r;
+        at = stop;
+    }
+    return 0;
+}
+
+int ds_pretokenise(const struct ds_pretokeniser *pretokeniser, const char *text, size_t start,
+                   size_t end, ds_piece_fn *take, void *context)
+{
+    return run_stage(pretokeniser->stages, text, start, end, take, context);
+}
