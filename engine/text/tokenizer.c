@@ -39,17 +39,48 @@ static void mark_end(struct ds_tokenizer *tokenizer, uint32_t id)
         tokenizer->flags[id] |= TOKEN_END;
 }
 
-/* Ends of an answer: those that the file names, and those that models are known to use though
- * their file may not say so; the latter are control tokens whatever the file calls them. */
+/* Tokens that models are known to use so though their file may not say it: these are control
+ * tokens whatever the file calls them. */
+static const struct {
+    const char *text;
+    uint8_t flags;
+} known_tokens[] = {
+    { "<|eot_id|>", TOKEN_CONTROL | TOKEN_END },
+    { "<|im_end|>", TOKEN_CONTROL | TOKEN_END },
+    { "<|end|>", TOKEN_CONTROL | TOKEN_END },
+    { "<|endoftext|>", TOKEN_CONTROL | TOKEN_END },
+    { "<|eom_id|>", TOKEN_CONTROL | TOKEN_END },
+    { "<|end_of_text|>", TOKEN_CONTROL | TOKEN_END },
+    { "<end_of_turn>", TOKEN_CONTROL | TOKEN_END },
+    { "</s>", TOKEN_CONTROL | TOKEN_END },
+    { "<EOT>", TOKEN_CONTROL | TOKEN_END },
+    { "<\uFF5Cend\u2581of\u2581sentence\uFF5C>", TOKEN_CONTROL | TOKEN_END },
+    /* fill in the middle */
+    { "<|fim_pad|>", TOKEN_CONTROL | TOKEN_END },
+    { "<|repo_name|>", TOKEN_CONTROL | TOKEN_END },
+    { "<|file_sep|>", TOKEN_CONTROL | TOKEN_END },
+    { "<|fim_prefix|>", TOKEN_CONTROL },
+    { "<|fim_suffix|>", TOKEN_CONTROL },
+    { "<|fim_middle|>", TOKEN_CONTROL },
+    { "<fim_prefix>", TOKEN_CONTROL },
+    { "<fim_suffix>", TOKEN_CONTROL },
+    { "<fim_middle>", TOKEN_CONTROL },
+    { "<\uFF5Cfim\u2581begin\uFF5C>", TOKEN_CONTROL },
+    { "<\uFF5Cfim\u2581hole\uFF5C>", TOKEN_CONTROL },
+    { "<\uFF5Cfim\u2581end\uFF5C>", TOKEN_CONTROL },
+};
+
+static uint8_t known_flags(struct ds_bytes text)
+{
+    for (size_t i = 0; i < sizeof known_tokens / sizeof known_tokens[0]; i++)
+        if (text.size == strlen(known_tokens[i].text) &&
+            memcmp(text.data, known_tokens[i].text, text.size) == 0)
+            return known_tokens[i].flags;
+    return 0;
+}
+
 static void mark_ends(struct ds_tokenizer *tokenizer)
 {
-    static const char *const names[] = {
-        "<|eot_id|>",    "<|im_end|>",
-        "<|end|>",       "<|endoftext|>",
-        "<|eom_id|>",    "<|end_of_text|>",
-        "<end_of_turn>", "</s>",
-        "<EOT>",         "<\uFF5Cend\u2581of\u2581sentence\uFF5C>",
-    };
     const struct ds_vocab *vocab = tokenizer->vocab;
 
     mark_end(tokenizer, tokenizer->eos);
@@ -59,10 +90,8 @@ static void mark_ends(struct ds_tokenizer *tokenizer)
     mark_end(tokenizer, vocab->fim_rep);
     mark_end(tokenizer, vocab->fim_sep);
     for (uint32_t id = 0; id < vocab->n_tokens; id++)
-        for (size_t i = 0; i < sizeof names / sizeof names[0]; i++)
-            if (vocab->tokens[id].size == strlen(names[i]) &&
-                memcmp(vocab->tokens[id].data, names[i], vocab->tokens[id].size) == 0)
-                tokenizer->flags[id] |= TOKEN_END | TOKEN_CONTROL;
+        if (vocab->tokens[id].size > 0 && vocab->tokens[id].data[0] == '<')
+            tokenizer->flags[id] |= known_flags(vocab->tokens[id]);
 }
 
 static int classify(struct ds_tokenizer *tokenizer)
