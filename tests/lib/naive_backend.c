@@ -1,0 +1,355 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "tests/lib/naive_backend.h"
+
+#include <assert.h>
+#include <math.h>
+
+#include "engine/format/quant.h"
+
+struct ds_buffer {
+    size_t n;
+    float data[];
+};
+
+struct ds_weight {
+    size_t k, n;
+    float data[]; /* [n][k] */
+};
+
+struct ds_kv {
+    struct ds_kv_geometry geometry;
+    float *keys;   /* [layer][block][DS_KV_BLOCK][head][key_dim] */
+    float *values; /* [layer][block][DS_KV_BLOCK][head][value_dim] */
+};
+
+/* --- memory --- */
+
+static struct ds_buffer *buffer_new(struct ds_backend *backend, size_t n)
+{
+    struct ds_buffer *buffer = calloc(1, sizeof *buffer + n * sizeof *buffer->data);
+
+    (void) backend;
+    if (buffer)
+        buffer->n = n;
+    return buffer;
+}
+
+static void buffer_free(struct ds_backend *backend, struct ds_buffer *buffer)
+{
+    (void) backend;
+    free(buffer);
+}
+
+static int write_buffer(struct ds_backend *backend, struct ds_buffer *to, const float *from,
+                        size_t n)
+{
+    (void) backend;
+    assert(n <= to->n);
+    memcpy(to->data, from, n * sizeof *from);
+    return 0;
+}
+
+static int read_buffer(struct ds_backend *backend, float *to, const struct ds_buffer *from,
+                       size_t offset, size_t n)
+{
+    (void) backend;
+    assert(offset + n <= from->n);
+    memcpy(to, from->data + offset, n * sizeof *to);
+    return 0;
+}
+
+static int weight_new(struct ds_backend *backend, const struct ds_tensor *tensor, bool gather,
+                      struct ds_weight **ret_weight)
+{
+    size_t n = tensor->dims[0] * tensor->dims[1];
+    struct ds_weight *weight = malloc(sizeof *weight + n * sizeof *weight->data);
+
+    (void) backend;
+    (void) gather;
+    if (!weight)
+        return -ENOMEM;
+    weight->k = tensor->dims[0];
+    weight->n = tensor->dims[1];
+    ds_type_traits(tensor->type)->dequantise(tensor->data, weight->data, n);
+    *ret_weight = weight;
+    return 0;
+}
+
+static void weight_free(struct ds_backend *backend, struct ds_weight *weight)
+{
+    (void) backend;
+    free(weight);
+}
+
+static size_t weight_bytes(const struct ds_weight *weight)
+{
+    return weight->k * weight->n * sizeof *weight->data;
+}
+
+static size_t kv_floats(const struct ds_kv_geometry *g, uint32_t dim)
+{
+    return (size_t) g->n_layers * g->n_blocks * DS_KV_BLOCK * g->n_kv_heads * dim;
+}
+
+static void kv_free(struct ds_backend *backend, struct ds_kv *kv)
+{
+    (void) backend;
+    if (!kv)
+        return;
+    free(kv->keys);
+    free(kv->values);
+    free(kv);
+}
+
+static int kv_new(struct ds_backend *backend, const struct ds_kv_geometry *geometry,
+                  struct ds_kv **ret_kv)
+{
+    struct ds_kv *kv = calloc(1, sizeof *kv);
+
+    if (!kv)
+        return -ENOMEM;
+    kv->geometry = *geometry;
+    kv->keys = malloc(kv_floats(geometry, geometry->key_dim) * sizeof *kv->keys);
+    kv->values = malloc(kv_floats(geometry, geometry->value_dim) * sizeof *kv->values);
+    if (!kv->keys || !kv->values) {
+        kv_free(backend, kv);
+        return -ENOMEM;
+    }
+    /* Whatever is read before it is written shows. */
+    for (size_t i = 0; i < kv_floats(geometry, geometry->key_dim); i++)
+        kv->keys[i] = NAN;
+    for (size_t i = 0; i < kv_floats(geometry, geometry->value_dim); i++)
+        kv->values[i] = NAN;
+    *ret_kv = kv;
+    return 0;
+}
+
+static size_t kv_bytes(const struct ds_kv_geometry *geometry)
+{
+    return (kv_floats(geometry, geometry->key_dim) + kv_floats(geometry, geometry->value_dim)) *
+           sizeof(float);
+}
+
+/* --- operations --- */
+
+static int embed(struct ds_backend *backend, struct ds_buffer *out, const struct ds_weight *table,
+                 const uint32_t *tokens, uint32_t n)
+{
+    (void) backend;
+    for (uint32_t i = 0; i < n; i++) {
+        assert(tokens[i] < table->n);
+        memcpy(out->data + i * table->k, table->data + tokens[i] * table->k,
+               table->k * sizeof(float));
+    }
+    return 0;
+}
+
+static int rms_norm(struct ds_backend *backend, struct ds_buffer *out, const struct ds_buffer *in,
+                    const struct ds_buffer *gamma, uint32_t n, uint32_t width, float epsilon)
+{
+    (void) backend;
+    assert((size_t) n * width <= in->n && (size_t) n * width <= out->n);
+    for (uint32_t i = 0; i < n; i++) {
+        const float *x = in->data + (size_t) i * width;
+        double sum = 0.0, scale;
+
+        for (uint32_t j = 0; j < width; j++)
+            sum += (double) x[j] * (double) x[j];
+        scale = 1.0 / sqrt(sum / width + (double) epsilon);
+        for (uint32_t j = 0; j < width; j++)
+            out->data[(size_t) i * width + j] =
+                (float) ((double) x[j] * scale * (double) gamma->data[j]);
+    }
+    return 0;
+}
+
+static int matmul(struct ds_backend *backend, const struct ds_product *products,
+                  unsigned n_products, const struct ds_buffer *in, uint32_t n)
+{
+    (void) backend;
+    for (unsigned p = 0; p < n_products; p++) {
+        const struct ds_weight *w = products[p].weight;
+
+        assert(n * w->k <= in->n && n * w->n <= products[p].out->n);
+        for (uint32_t i = 0; i < n; i++) {
+            for (size_t j = 0; j < w->n; j++) {
+                float *out = &products[p].out->data[i * w->n + j];
+                double sum = 0.0;
+
+                for (size_t k = 0; k < w->k; k++)
+                    sum += (double) in->data[i * w->k + k] * (double) w->data[j * w->k + k];
+                sum += products[p].bias ? (double) products[p].bias->data[j] : 0.0;
+                *out = (float) (products[p].accumulate ? (double) *out + sum : sum);
+            }
+        }
+    }
+    return 0;
+}
+
+static int rope_op(struct ds_backend *backend, struct ds_buffer *x, const struct ds_rope *rope,
+                   const uint32_t *positions, uint32_t n, uint32_t n_heads, uint32_t head_dim)
+{
+    uint32_t half = rope->n_dims / 2;
+
+    (void) backend;
+    for (uint32_t row = 0; row < n * n_heads; row++) {
+        float *head = x->data + (size_t) row * head_dim;
+
+        for (uint32_t i = 0; i < half; i++) {
+            float *a = &head[rope->neox ? i : 2 * i], *b = &head[rope->neox ? i + half : 2 * i + 1];
+            double angle = positions[row / n_heads] * (double) rope->frequencies[i];
+            double c = cos(angle) * (double) rope->magnitude;
+            double s = sin(angle) * (double) rope->magnitude;
+            double u = (double) *a, v = (double) *b;
+
+            *a = (float) (u * c - v * s);
+            *b = (float) (u * s + v * c);
+        }
+    }
+    return 0;
+}
+
+/* Where position of sequence lies, in units of one layer's [block][DS_KV_BLOCK][head]. */
+static size_t kv_place(const struct ds_kv *kv, uint32_t layer, const struct ds_batch *batch,
+                       uint32_t sequence, uint32_t position)
+{
+    uint32_t block =
+        batch->block_tables[(size_t) sequence * batch->blocks_max + position / DS_KV_BLOCK];
+
+    assert(position / DS_KV_BLOCK < batch->blocks_max && block < kv->geometry.n_blocks);
+    return (((size_t) layer * kv->geometry.n_blocks + block) * DS_KV_BLOCK +
+            position % DS_KV_BLOCK) *
+           kv->geometry.n_kv_heads;
+}
+
+static int kv_write(struct ds_backend *backend, struct ds_kv *kv, uint32_t layer,
+                    const struct ds_buffer *k, const struct ds_buffer *v,
+                    const struct ds_batch *batch)
+{
+    size_t k_row = (size_t) kv->geometry.n_kv_heads * kv->geometry.key_dim;
+    size_t v_row = (size_t) kv->geometry.n_kv_heads * kv->geometry.value_dim;
+
+    (void) backend;
+    for (uint32_t i = 0; i < batch->n_tokens; i++) {
+        size_t place = kv_place(kv, layer, batch, batch->sequences[i], batch->positions[i]);
+
+        memcpy(kv->keys + place * kv->geometry.key_dim, k->data + i * k_row, k_row * sizeof(float));
+        memcpy(kv->values + place * kv->geometry.value_dim, v->data + i * v_row,
+               v_row * sizeof(float));
+    }
+    return 0;
+}
+
+static void attend(const struct ds_kv *kv, uint32_t layer, const struct ds_batch *batch,
+                   uint32_t row, uint32_t kv_head, const float *q, float scale, float *out)
+{
+    const struct ds_kv_geometry *g = &kv->geometry;
+    uint32_t n = batch->positions[row] + 1;
+    double sum[512] = { 0.0 }, total = 0.0, largest = -INFINITY;
+
+    assert(g->value_dim <= 512);
+    for (uint32_t p = 0; p < n; p++) { /* running softmax */
+        size_t place = kv_place(kv, layer, batch, batch->sequences[row], p) + kv_head;
+        double score = 0.0, weight;
+
+        for (uint32_t i = 0; i < g->key_dim; i++)
+            score += (double) q[i] * (double) kv->keys[place * g->key_dim + i];
+        score *= (double) scale;
+        if (score > largest) {
+            double shrink = exp(largest - score);
+
+            total *= shrink;
+            for (uint32_t i = 0; i < g->value_dim; i++)
+                sum[i] *= shrink;
+            largest = score;
+        }
+        weight = exp(score - largest);
+        total += weight;
+        for (uint32_t i = 0; i < g->value_dim; i++)
+            sum[i] += weight * (double) kv->values[place * g->value_dim + i];
+    }
+    for (uint32_t i = 0; i < g->value_dim; i++)
+        out[i] = (float) (sum[i] / total);
+}
+
+static int attention(struct ds_backend *backend, struct ds_buffer *out, const struct ds_buffer *q,
+                     const struct ds_kv *kv, uint32_t layer, const struct ds_batch *batch,
+                     uint32_t n_heads, float scale)
+{
+    (void) backend;
+    for (uint32_t i = 0; i < batch->n_tokens; i++) {
+        for (uint32_t h = 0; h < n_heads; h++) {
+            size_t head = (size_t) i * n_heads + h;
+
+            attend(kv, layer, batch, i, h / (n_heads / kv->geometry.n_kv_heads),
+                   q->data + head * kv->geometry.key_dim, scale,
+                   out->data + head * kv->geometry.value_dim);
+        }
+    }
+    return 0;
+}
+
+static int silu_mul(struct ds_backend *backend, struct ds_buffer *out, const struct ds_buffer *gate,
+                    const struct ds_buffer *up, uint32_t n, uint32_t width)
+{
+    (void) backend;
+    for (size_t i = 0; i < (size_t) n * width; i++) {
+        double g = (double) gate->data[i];
+
+        out->data[i] = (float) (g / (1.0 + exp(-g)) * (double) up->data[i]);
+    }
+    return 0;
+}
+
+static int gather(struct ds_backend *backend, struct ds_buffer *out, const struct ds_buffer *in,
+                  const uint32_t *rows, uint32_t n, uint32_t width)
+{
+    (void) backend;
+    for (uint32_t i = 0; i < n; i++)
+        memcpy(out->data + (size_t) i * width, in->data + (size_t) rows[i] * width,
+               width * sizeof(float));
+    return 0;
+}
+
+static const char *describe(const struct ds_backend *backend)
+{
+    (void) backend;
+    return "double arithmetic";
+}
+
+static void close_backend(struct ds_backend *backend)
+{
+    free(backend);
+}
+
+struct ds_backend *ds_naive_backend_new(void)
+{
+    struct ds_backend *backend = malloc(sizeof *backend);
+
+    if (!backend)
+        return NULL;
+    *backend = (struct ds_backend){
+        .name = "naive",
+        .buffer_new = buffer_new,
+        .buffer_free = buffer_free,
+        .write = write_buffer,
+        .read = read_buffer,
+        .weight_new = weight_new,
+        .weight_free = weight_free,
+        .weight_bytes = weight_bytes,
+        .kv_new = kv_new,
+        .kv_free = kv_free,
+        .kv_bytes = kv_bytes,
+        .embed = embed,
+        .rms_norm = rms_norm,
+        .matmul = matmul,
+        .rope = rope_op,
+        .kv_write = kv_write,
+        .attention = attention,
+        .silu_mul = silu_mul,
+        .gather = gather,
+        .describe = describe,
+        .close = close_backend,
+    };
+    return backend;
+}
