@@ -10,6 +10,12 @@
  * Blocking programs call ds_next() with a timeout. Event loops (epoll, io_uring poll, select) wait
  * until ds_fd() is readable, then call ds_next() with timeout 0 until it returns DS_NONE.
  *
+ * A request that dsd refuses or drops because it is being stopped (ds.Error.Code DRAINING) is held
+ * and resumed likewise when the next dsd is there. The one request that is not sent twice is
+ * CancelRequest: the ids it names belong to one life of the daemon.
+ *
+ * libds starts no threads, touches no signals, writes to no stream.
+ *
  * Threads: one connection is used by one thread at a time; any number of connections may exist.
  * Return values: 0 or positive as documented; negative errno on failure, with one line for a person
  * in ds_error_text(). Structures start with struct_size so that they can grow.
@@ -26,6 +32,12 @@ extern "C" {
 
 #define DS_VERSION "0.1.0"
 
+#if defined(__GNUC__)
+#define DS_API __attribute__((visibility("default")))
+#else
+#define DS_API
+#endif
+
 struct ds; /* a connection */
 
 struct ds_connect_options {
@@ -35,19 +47,21 @@ struct ds_connect_options {
     uint32_t arena_bytes;          /* room for requests not yet taken by dsd; 0: 1 MiB */
     uint32_t reconnect_timeout_ms; /* how long a lost daemon is waited for; 0: 30 s; UINT32_MAX: not
                                       at all */
+    uint32_t spin_usec;            /* how long a waiting ds_next() looks before it sleeps; 0: libds
+                                      decides; UINT32_MAX: it sleeps at once */
 };
 
 /* Connects (options may be NULL). -ENOENT, -ECONNREFUSED: no daemon there; -EACCES: not allowed;
  * -EBUSY: over a limit; -EPROTONOSUPPORT. On failure *ret_ds is NULL and the line is
  * ds_error_text(NULL) of the calling thread. */
-int ds_connect(struct ds **ret_ds, const struct ds_connect_options *options);
+DS_API int ds_connect(struct ds **ret_ds, const struct ds_connect_options *options);
 
 /* Ends the connection; unfinished requests are cancelled. Accepts NULL. */
-void ds_close(struct ds *ds);
+DS_API void ds_close(struct ds *ds);
 
 /* The line for a person about the last failure on this connection (NULL: of this thread's
  * ds_connect). Borrowed. */
-const char *ds_error_text(const struct ds *ds);
+DS_API const char *ds_error_text(const struct ds *ds);
 
 struct ds_chat_turn {
     const char *role;    /* "system", "user", "assistant" */
@@ -87,19 +101,21 @@ struct ds_request {
 #define DS_SET_REPEAT_PENALTY (1u << 4)
 #define DS_SET_SEED           (1u << 5)
 
-/* Submits; *ret_id names the request on this connection. -EAGAIN: rings full, take events first;
- * -EMSGSIZE: larger than the arena; -EINVAL. */
-int ds_submit(struct ds *ds, const struct ds_request *request, uint64_t *ret_id);
+/* Submits; *ret_id names the request on this connection. -EAGAIN: as many are unfinished as dsd
+ * grants one connection, take events first; -EMSGSIZE: larger than the arena; -EINVAL. While dsd is
+ * away the request is kept and goes out when it is back. */
+DS_API int ds_submit(struct ds *ds, const struct ds_request *request, uint64_t *ret_id);
 
 /* Submits any packed ds.Request (proto/ds.proto, installed as ds.proto): load, ps, tokenize, score,
- * ... or generate with everything it can say. Errors as ds_submit(). */
-int ds_send(struct ds *ds, const void *request, size_t size, uint64_t *ret_id);
+ * ... or generate with everything it can say (a seed of 0 means a random one there). Errors as
+ * ds_submit(). */
+DS_API int ds_send(struct ds *ds, const void *request, size_t size, uint64_t *ret_id);
 
 /* Hands over open files of one model (all splits), to be named by *ret_attachment in requests of
- * this connection. The descriptors stay the caller's. libds keeps duplicates until the attachment's
- * connection is closed, to hand them over again after a reconnect. */
-int ds_attach(struct ds *ds, const char *name, const int *fds, unsigned n_fds,
-              uint64_t *ret_attachment);
+ * this connection. The descriptors stay the caller's. libds keeps duplicates until the connection
+ * is closed, to hand them over again after a reconnect. -EINVAL, -EMFILE, -ENOMEM. */
+DS_API int ds_attach(struct ds *ds, const char *name, const int *fds, unsigned n_fds,
+                     uint64_t *ret_attachment);
 
 enum ds_event_type {
     DS_EVENT_TOKENS = 1, /* ids, text */
@@ -139,18 +155,20 @@ struct ds_event {
 
 /* Next event; what it points to is valid until the next call on ds. timeout_ms: 0 = do not wait, -1
  * = no limit. 0: an event. DS_NONE. -ENOTCONN: the daemon is gone and did not come back in time;
- * every unfinished request gets a DS_EVENT_ERROR first. */
-int ds_next(struct ds *ds, struct ds_event *ret_event, int timeout_ms);
+ * every unfinished request gets a DS_EVENT_ERROR first. A later ds_submit() tries anew. -EINTR: a
+ * signal handler ran while waiting: call again. */
+DS_API int ds_next(struct ds *ds, struct ds_event *ret_event, int timeout_ms);
 
-/* Asks for the end of a request; its last event still comes. Unknown ids are no error. */
-int ds_cancel(struct ds *ds, uint64_t id);
+/* Asks for the end of a request; its last event still comes (FINAL with DS_REASON_CANCELLED for a
+ * generation). Unknown ids are no error. */
+DS_API int ds_cancel(struct ds *ds, uint64_t id);
 
 /* Answered by DS_EVENT_PONG: the bare round trip. */
-int ds_ping(struct ds *ds, uint64_t *ret_id);
+DS_API int ds_ping(struct ds *ds, uint64_t *ret_id);
 
 /* Readable when ds_next() has something to do (level-triggered until DS_NONE). Changes never, also
- * across reconnects. */
-int ds_fd(const struct ds *ds);
+ * across reconnects; belongs to ds: do not read or close it. */
+DS_API int ds_fd(const struct ds *ds);
 
 #ifdef __cplusplus
 }
