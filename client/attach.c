@@ -50,8 +50,7 @@ static int send_patiently(struct ds *ds, const struct ds_attach *datagram, const
 
 static int hand_over(struct ds *ds, const struct ds_client_attachment *attachment)
 {
-    struct ds_attach datagram = { .attachment = attachment->number,
-                                  .n_files = attachment->n_fds };
+    struct ds_attach datagram = { .attachment = attachment->number, .n_files = attachment->n_fds };
     int r;
 
     ds_datagram_init(&datagram.head, DS_DATAGRAM_ATTACH, sizeof datagram);

@@ -29,7 +29,8 @@ static int keep_message(struct ds *ds, const void *payload, size_t size, struct 
     return 0;
 }
 
-/* --- what the payloads say --------------------------------------------------------------------- */
+/* --- what the payloads say ---------------------------------------------------------------------
+ */
 
 static int raw_tokens(struct ds *ds, uint32_t n_tokens, const uint8_t *payload, size_t size,
                       struct ds_event *event)
@@ -165,7 +166,8 @@ static int progress(struct ds *ds, const struct ds_cqe *entry, const void *paylo
     return keep_text(ds, news->stage, strlen(news->stage), event);
 }
 
-/* --- entries ----------------------------------------------------------------------------------- */
+/* --- entries -----------------------------------------------------------------------------------
+ */
 
 /* A payload in several entries: collects until the last one, then makes one of them. */
 static int assemble(struct ds_client_request *request, struct ds_cqe *entry, const void **payload)

@@ -123,8 +123,8 @@ struct ds {
     uint32_t n_ended;
     uint64_t next_serial;
     struct ds_client_request *first, *last;
-    bool flush_due;      /* something may be WAITING or a cancel unsent */
-    uint64_t held_nsec;  /* since when requests are held for the next daemon; 0: none */
+    bool flush_due;     /* something may be WAITING or a cancel unsent */
+    uint64_t held_nsec; /* since when requests are held for the next daemon; 0: none */
 
     struct ds_client_attachment *attachments;
     uint64_t next_attachment;
@@ -139,7 +139,7 @@ struct ds {
     int kick_fd;  /* eventfd: call ds_next() */
     int timer_fd;
     uint64_t timer_nsec; /* what timer_fd is set to; UINT64_MAX: not */
-    bool watched; /* ds_fd() was called */
+    bool watched;        /* ds_fd() was called */
     bool kicked;
     bool armed; /* NEED_WAKEUP is set: we said that we sleep */
 };

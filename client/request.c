@@ -98,7 +98,8 @@ void ds_client_ring(struct ds *ds)
 
 /* --- putting it on the ring ---------------------------------------------------------------- */
 
-/* DS_CHANNEL_OK, DS_CHANNEL_FULL, -EMSGSIZE (this request alone is at fault), other errno (lost). */
+/* DS_CHANNEL_OK, DS_CHANNEL_FULL, -EMSGSIZE (this request alone is at fault), other errno (lost).
+ */
 static int put(struct ds *ds, struct ds_client_request *request)
 {
     ds_cleanup(ds_free_p) void *fresh = NULL;

@@ -39,8 +39,10 @@ static void give_up(struct ds *ds, const char *why)
 {
     char text[sizeof ds->error.text + 160];
 
-    (void) snprintf(text, sizeof text, "dsd at %s went away and has not come back (%s): start it "
-                                       "again", ds->path, why);
+    (void) snprintf(text, sizeof text,
+                    "dsd at %s went away and has not come back (%s): start it "
+                    "again",
+                    ds->path, why);
     for (struct ds_client_request *request = ds->first; request; request = request->next)
         ds_client_request_end(ds, request, DS__ERROR__CODE__INTERNAL, text);
     ds->given_up = true;
@@ -109,7 +111,8 @@ void ds_client_hear(struct ds *ds)
         ds->hangup = true;
 }
 
-/* --- what is due ------------------------------------------------------------------------------- */
+/* --- what is due -------------------------------------------------------------------------------
+ */
 
 static void attempt_failed(struct ds *ds, int code, uint64_t now)
 {

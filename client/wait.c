@@ -32,7 +32,8 @@ enum {
     SPIN_PENALTY = 16, /* waits that sleep at once after one that spun in vain */
 };
 
-/* --- readiness --------------------------------------------------------------------------------- */
+/* --- readiness ---------------------------------------------------------------------------------
+ */
 
 static int watch(struct ds *ds, int fd)
 {
@@ -180,7 +181,8 @@ static int glance(struct ds *ds, uint64_t now)
     return ds->watched ? rest(ds, now) : DS_NONE;
 }
 
-/* --- waiting ----------------------------------------------------------------------------------- */
+/* --- waiting -----------------------------------------------------------------------------------
+ */
 
 uint32_t ds_client_spin_hint(uint32_t suggested_usec)
 {
