@@ -303,8 +303,10 @@ static int take_ended(struct ds *ds, struct ds_event *event)
 
 void ds_client_release(struct ds *ds)
 {
-    if (ds->entry_held && ds->channel)
+    if (ds->entry_held && ds->channel) {
         ds_channel_done(ds->channel);
+        ds_client_ring(ds); /* dsd may be waiting for room */
+    }
     ds->entry_held = false;
     if (ds->unpacked)
         ds_message_free(ds->unpacked);
@@ -314,7 +316,6 @@ void ds_client_release(struct ds *ds)
 int ds_client_take(struct ds *ds, struct ds_event *ret_event)
 {
     struct ds_event event = { 0 };
-    struct ds_cqe entry;
     const void *payload;
     int r;
 
@@ -325,12 +326,12 @@ int ds_client_take(struct ds *ds, struct ds_event *ret_event)
         return r;
     }
     while (ds->state == DS_CLIENT_UP) {
-        r = ds_channel_next(ds->channel, &entry, &payload);
+        r = ds_channel_next(ds->channel, &ds->entry, &payload);
         if (r == DS_CHANNEL_EMPTY)
             return DS_NONE;
         if (r == DS_CHANNEL_OK) {
             ds->entry_held = true;
-            r = decode(ds, &entry, payload, &event);
+            r = decode(ds, &ds->entry, payload, &event);
         }
         if (r == 0) {
             *ret_event = event;

@@ -130,6 +130,7 @@ struct ds {
     uint64_t next_attachment;
 
     /* what the event taken last points to */
+    struct ds_cqe entry;             /* small payloads lie in it */
     struct ds_client_buffer message; /* private copy of a payload */
     struct ds_client_buffer text;
     void *unpacked;

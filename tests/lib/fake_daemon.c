@@ -84,10 +84,11 @@ static void disconnect(struct fake_daemon *fake, unsigned i)
     fake->connections[i] = NULL;
 }
 
-/* --- answers ----------------------------------------------------------------------------------- */
+/* --- answers -----------------------------------------------------------------------------------
+ */
 
-static void post_piece(struct fake_daemon *fake, struct connection *connection, struct ds_cqe *entry,
-                       const void *payload, size_t size, bool last)
+static void post_piece(struct fake_daemon *fake, struct connection *connection,
+                       struct ds_cqe *entry, const void *payload, size_t size, bool last)
 {
     int lie = atomic_load(&fake->plan.lie);
 
@@ -134,7 +135,7 @@ static void post(struct fake_daemon *fake, struct connection *connection, uint64
                                 .seq = (*seq)++,
                                 .type = type,
                                 .flags = (uint16_t) (flags | (more ? DS_CQE_MORE : 0)),
-                                .n_tokens = n_tokens };
+                                .n_tokens = offset ? 0 : n_tokens };
 
         if (cut_now(fake, connection))
             return;
@@ -211,7 +212,8 @@ static void post_result(struct fake_daemon *fake, struct connection *connection,
     request->id = 0;
 }
 
-/* --- requests ---------------------------------------------------------------------------------- */
+/* --- requests ----------------------------------------------------------------------------------
+ */
 
 static bool key_is_known_and_other(struct fake_daemon *fake, uint64_t seed, const uint8_t key[16])
 {
@@ -404,7 +406,8 @@ static bool step(struct fake_daemon *fake, struct connection *connection)
     return more;
 }
 
-/* --- connections ------------------------------------------------------------------------------- */
+/* --- connections -------------------------------------------------------------------------------
+ */
 
 static int fake_listen(struct fake_daemon *fake)
 {
@@ -439,9 +442,9 @@ static void greet(struct fake_daemon *fake, struct connection *connection)
         return;
     ds_channel_welcome(connection->channel, &welcome, &fds);
     welcome.spin_hint_us = 20;
-    (void) ds_datagram_send(connection->socket, &welcome, sizeof welcome,
-                            (int[]){ fds.s_fd, fds.c_fd, fds.bell_to_server, fds.bell_to_submitter },
-                            4);
+    (void) ds_datagram_send(
+        connection->socket, &welcome, sizeof welcome,
+        (int[]){ fds.s_fd, fds.c_fd, fds.bell_to_server, fds.bell_to_submitter }, 4);
     ds_channel_sent(connection->channel);
 }
 
@@ -561,8 +564,8 @@ static int to_wait_for(struct fake_daemon *fake, struct pollfd *polled)
             continue;
         polled[n++] = (struct pollfd){ .fd = connection->socket, .events = POLLIN };
         if (connection->channel)
-            polled[n++] = (struct pollfd){ .fd = ds_channel_bell_in(connection->channel),
-                                           .events = POLLIN };
+            polled[n++] =
+                (struct pollfd){ .fd = ds_channel_bell_in(connection->channel), .events = POLLIN };
         if (connection->channel && !ds_channel_sleep(connection->channel))
             polled[0].revents = 1; /* marks: do not wait */
     }

@@ -38,12 +38,12 @@ struct fake_plan {
     _Atomic int lie;        /* enum fake_lie, told once */
 
     /* what the daemon saw */
-    _Atomic int lives;      /* connections made */
-    _Atomic int resumed;    /* SUBMITs with delivered ids */
-    _Atomic int wrong;      /* resumptions with wrong ids, count or key; 0 at the end of a test */
-    _Atomic int cancels;    /* CANCEL entries */
-    _Atomic int attached;   /* descriptors received */
-    _Atomic int closes;     /* CLOSE entries */
+    _Atomic int lives;    /* connections made */
+    _Atomic int resumed;  /* SUBMITs with delivered ids */
+    _Atomic int wrong;    /* resumptions with wrong ids, count or key; 0 at the end of a test */
+    _Atomic int cancels;  /* CANCEL entries */
+    _Atomic int attached; /* descriptors received */
+    _Atomic int closes;   /* CLOSE entries */
 };
 
 struct fake_daemon;
