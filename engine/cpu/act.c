@@ -7,7 +7,10 @@
 /* One octave above the row's mean. */
 #define WIDE_STEP (1 << 23)
 
-static const uint16_t offsets[DS_ACT_OFFSETS] = { 8, 16, 32, 128 };
+static const struct {
+    uint16_t offset;
+    bool halves; /* one scale for each half of a unit */
+} offsets[DS_ACT_OFFSETS] = { { 8, false }, { 16, false }, { 32, true }, { 128, false } };
 
 int32_t ds_act_wide_limit(const int32_t *magnitudes, uint32_t n_units)
 {
@@ -40,9 +43,9 @@ static int resize(struct ds_act_memory *memory, uint32_t n, uint32_t k)
     size_t elements = (size_t) n * k, units = elements / DS_UNIT_K;
     size_t halves = 2 * units * sizeof(int32_t), floats = units * sizeof(float);
     size_t n_planes = 2 + 1 + 3 + 2 + 2 * DS_ACT_OFFSETS;
-    char *at =
-        ds_scratch_get(&memory->memory, 2 * elements + units + 3 * floats +
-                                            (2 + 2 * DS_ACT_OFFSETS) * halves + 64 * n_planes);
+    char *at = ds_scratch_get(&memory->memory, 2 * elements + (size_t) k / DS_UNIT_K * (n + 16) +
+                                                   3 * floats + (2 + 2 * DS_ACT_OFFSETS) * halves +
+                                                   64 * n_planes);
 
     if (!at)
         return -ENOMEM;
@@ -51,7 +54,8 @@ static int resize(struct ds_act_memory *memory, uint32_t n, uint32_t k)
     act->n_units = k / DS_UNIT_K;
     act->high = cut(&at, elements);
     act->low = cut(&at, elements);
-    act->wide = cut(&at, units);
+    act->wide_stride = n + 16;
+    act->wide = cut(&at, act->n_units * act->wide_stride);
     act->scale = cut(&at, floats);
     act->fine = cut(&at, floats);
     act->sum = cut(&at, floats);
@@ -80,11 +84,22 @@ static void quantise_row(void *arg, uint32_t row, unsigned thread)
 
     (void) thread;
     quantise->kernels->quantise(act, row, quantise->x + (size_t) row * act->k);
-    for (unsigned i = 0; i < DS_ACT_OFFSETS; i++)
-        for (size_t at = first; at < end && quantise->wanted[i]; at++) {
-            memory->offsets[i].high[at] = act->half_high[at] * -(int32_t) offsets[i];
-            memory->offsets[i].low[at] = act->half_low[at] * -(int32_t) offsets[i];
+    for (unsigned i = 0; i < DS_ACT_OFFSETS; i++) {
+        int32_t *high = memory->offsets[i].high, *low = memory->offsets[i].low;
+        int32_t factor = -(int32_t) offsets[i].offset;
+
+        for (size_t at = first; at < end && quantise->wanted[i]; at += 2) {
+            high[at] = act->half_high[at] * factor;
+            low[at] = act->half_low[at] * factor;
+            high[at + 1] = act->half_high[at + 1] * factor;
+            low[at + 1] = act->half_low[at + 1] * factor;
+            if (offsets[i].halves)
+                continue;
+            high[at] += high[at + 1];
+            low[at] += low[at + 1];
+            high[at + 1] = low[at + 1] = 0;
         }
+    }
 }
 
 int ds_act_quantise(struct ds_act_memory *memory, const struct ds_kernels *kernels,
@@ -99,7 +114,7 @@ int ds_act_quantise(struct ds_act_memory *memory, const struct ds_kernels *kerne
         return r;
     for (unsigned i = 0; i < DS_ACT_OFFSETS; i++)
         for (unsigned j = 0; j < n_formats; j++)
-            quantise.wanted[i] |= formats[j]->offset == offsets[i];
+            quantise.wanted[i] |= formats[j]->offset == offsets[i].offset;
     /* A row takes less time than waking a thread. */
     ds_pool_run(pool, quantise_row, &quantise, n, 8);
     return 0;
@@ -109,7 +124,7 @@ struct ds_act_offset ds_act_offset(const struct ds_act_memory *memory,
                                    const struct ds_panel_format *format)
 {
     for (unsigned i = 0; i < DS_ACT_OFFSETS; i++)
-        if (offsets[i] == format->offset)
+        if (offsets[i].offset == format->offset)
             return (struct ds_act_offset){ memory->offsets[i].high, memory->offsets[i].low };
     return (struct ds_act_offset){ NULL, NULL };
 }

@@ -5,9 +5,9 @@
 #include "engine/cpu/kernels.h"
 
 /* Bits of the magnitudes between which a unit of activations is quantised: below 2^-60 it counts as
- * zero (no product of scales can then become subnormal), above the largest float it is NaN. */
+ * zero, above 2^100 as NaN, so that no product of scales can become subnormal or infinite. */
 #define DS_ACT_MAGNITUDE_MIN ((127 - 60) << 23)
-#define DS_ACT_MAGNITUDE_MAX 0x7f7fffff
+#define DS_ACT_MAGNITUDE_MAX ((127 + 100) << 23)
 
 /* Units whose magnitude bits exceed this are wide. magnitudes[2 i], i < n_units, are the units'
  * amax as bits, which for floats is near enough to a logarithm: an outlier does not move their mean

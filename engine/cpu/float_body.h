@@ -54,14 +54,15 @@ static int32_t unit_magnitude(const float *x)
 
 /* Half a unit: writes high (and low) and returns their sums. */
 always_inline void quantise_half(int8_t *high, int8_t *low, const float *x, float inverse,
-                                 int32_t *ret_high, int32_t *ret_low)
+                                 bool wide, int32_t *ret_high, int32_t *ret_low)
 {
     v16i v = v16i_round(v16_mul(v16_load(x), v16_set1(inverse))), h, l;
 
-    *ret_low = 0;
-    if (!low) {
+    if (!wide) {
         v16i_store_i8(high, v);
+        v16i_store_i8(low, v16i_set1(0));
         *ret_high = v16i_sum(v);
+        *ret_low = 0;
         return;
     }
     h = v16i_shift_right_7(v16i_add(v, v16i_set1(64)));
@@ -72,34 +73,37 @@ always_inline void quantise_half(int8_t *high, int8_t *low, const float *x, floa
     *ret_low = v16i_sum(l);
 }
 
-static void quantise_unit(struct ds_act *act, size_t unit, size_t at, const float *x,
+/* Unit u of the row whose first unit is number first. */
+static void quantise_unit(struct ds_act *act, size_t first, uint32_t u, const float *x,
                           int32_t magnitude, bool wide)
 {
+    size_t unit = first + u, at = unit * DS_UNIT_K;
     int32_t *high = act->half_high + 2 * unit, *low = act->half_low + 2 * unit;
     float amax, inverse;
 
     memcpy(&amax, &magnitude, sizeof amax);
-    act->wide[unit] = wide;
     act->scale[unit] = amax / 127.0f;
     inverse = (wide ? 16256.0f : 127.0f) / amax;
     if (magnitude < DS_ACT_MAGNITUDE_MIN || magnitude > DS_ACT_MAGNITUDE_MAX) {
-        /* Nothing to speak of, or not finite: then the scale carries the NaN onward. */
+        /* Nothing to speak of, or beyond all sense: then the scale carries a NaN onward. */
         act->scale[unit] = magnitude < DS_ACT_MAGNITUDE_MIN ? 0.0f : NAN;
-        act->wide[unit] = 0;
         memset(act->high + at, 0, DS_UNIT_K);
+        memset(act->low + at, 0, DS_UNIT_K);
         high[0] = high[1] = low[0] = low[1] = 0;
+        wide = false;
     } else {
         for (unsigned half = 0; half < 2; half++)
-            quantise_half(act->high + at + 16 * half, wide ? act->low + at + 16 * half : NULL,
-                          x + 16 * half, inverse, &high[half], &low[half]);
+            quantise_half(act->high + at + 16 * half, act->low + at + 16 * half, x + 16 * half,
+                          inverse, wide, &high[half], &low[half]);
     }
+    act->wide[u * act->wide_stride + first / act->n_units] = wide;
     act->fine[unit] = act->scale[unit] * (1.0f / 128);
     act->sum[unit] = act->fine[unit] * (float) ((high[0] + high[1]) * 128 + (low[0] + low[1]));
 }
 
 void FLOAT_NAME(quantise)(struct ds_act *act, uint32_t row, const float *x)
 {
-    size_t first = (size_t) row * act->n_units, at = (size_t) row * act->k;
+    size_t first = (size_t) row * act->n_units;
     int32_t *magnitudes = act->half_high + 2 * first; /* overwritten unit by unit below */
     int32_t limit;
 
@@ -107,10 +111,9 @@ void FLOAT_NAME(quantise)(struct ds_act *act, uint32_t row, const float *x)
         magnitudes[2 * u] = unit_magnitude(x + (size_t) u * DS_UNIT_K);
     limit = ds_act_wide_limit(magnitudes, act->n_units);
     for (uint32_t u = 0; u < act->n_units; u++) {
-        size_t offset = (size_t) u * DS_UNIT_K;
         int32_t magnitude = magnitudes[2 * u];
 
-        quantise_unit(act, first + u, at + offset, x + offset, magnitude, magnitude > limit);
+        quantise_unit(act, first, u, x + (size_t) u * DS_UNIT_K, magnitude, magnitude > limit);
     }
 }
 

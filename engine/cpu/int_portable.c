@@ -87,7 +87,8 @@ static void add_groups(float *acc, const struct ds_gemm *gemm, uint32_t unit, si
     size_t a = at * DS_UNIT_K + 4 * first_group;
     int32_t offset = -(int32_t) gemm->format->offset;
     int32_t sum[DS_PANEL_ROWS] = { 0 }, high = 0, low = 0;
-    float scale = act->wide[at] ? act->fine[at] : act->scale[at];
+    bool wide = ds_act_wide(act, unit, (uint32_t) (at / act->n_units));
+    float scale = wide ? act->fine[at] : act->scale[at];
 
     for (unsigned half = first_group / 4; half < (first_group + n_groups) / 4; half++) {
         high += act->half_high[2 * at + half] * offset;
@@ -96,7 +97,7 @@ static void add_groups(float *acc, const struct ds_gemm *gemm, uint32_t unit, si
     dot(sum, q, act->high + a, n_groups);
     for (unsigned r = 0; r < DS_PANEL_ROWS; r++)
         sum[r] += high;
-    if (act->wide[at]) {
+    if (wide) {
         for (unsigned r = 0; r < DS_PANEL_ROWS; r++)
             sum[r] = sum[r] * 128 + low;
         dot(sum, q, act->low + a, n_groups);

@@ -33,26 +33,46 @@
 
 /* A batch of rows, quantised; plane[row * stride] unless said otherwise. */
 struct ds_act {
-    uint32_t n;       /* rows */
-    uint32_t k;       /* elements of a row, a multiple of 32 */
-    uint32_t n_units; /* k / 32 */
-    int8_t *high;     /* [n][k] */
-    int8_t *low;      /* [n][k]; written where wide only */
-    uint8_t *wide;    /* [n][n_units] 0 or 1 */
-    float *scale;     /* [n][n_units] */
-    float *fine;      /* [n][n_units] scale / 128 */
-    float *sum;       /* [n][n_units] of the quantised x */
-    /* Sums of the halves' high and low, times minus offset: what turns a sum over q into one over
-     * q - offset. One pair of planes per offset in use. */
-    int32_t *half_high; /* [n][n_units][2], offset -1 */
-    int32_t *half_low;  /* 0 unless wide */
+    uint32_t n;         /* rows */
+    uint32_t k;         /* elements of a row, a multiple of 32 */
+    uint32_t n_units;   /* k / 32 */
+    int8_t *high;       /* [n][k] */
+    int8_t *low;        /* [n][k]; 0 unless wide */
+    uint8_t *wide;      /* [n_units][wide_stride] 0 or 1 for each row */
+    size_t wide_stride; /* at least n + 16, so that 16 rows can be looked at together */
+    float *scale;       /* [n][n_units] */
+    float *fine;        /* [n][n_units] scale / 128 */
+    float *sum;         /* [n][n_units] of the quantised x */
+    int32_t *half_high; /* [n][n_units][2] sums of the halves' high */
+    int32_t *half_low;  /* of their low */
 };
 
-/* Corrections for one offset: [n][n_units][2], as half_high and half_low times -offset. */
+/* What turns a sum over q into one over q - offset: [n][n_units][2], half_high and half_low times
+ * -offset. Formats with one scale per unit have it for the whole unit in the first of the two. */
 struct ds_act_offset {
     const int32_t *high;
     const int32_t *low;
 };
+
+static inline bool ds_act_wide(const struct ds_act *act, uint32_t unit, uint32_t row)
+{
+    return act->wide[unit * act->wide_stride + row];
+}
+
+/* Is the unit wide in any of n (<= 16) rows? */
+static inline bool ds_act_any_wide(const struct ds_act *act, uint32_t unit, uint32_t row,
+                                   unsigned n)
+{
+    const uint8_t *wide = act->wide + unit * act->wide_stride + row;
+    uint64_t bytes[2];
+
+    if (n == 1)
+        return *wide;
+    __builtin_memcpy(bytes, wide, sizeof bytes);
+    if (n <= 8)
+        return (bytes[0] << (64 - 8 * n)) != 0;
+    return (bytes[0] | bytes[1] << (128 - 8 * n)) != 0;
+}
 
 /* Units of one panel, unpacked for ds_kernels.gemm. */
 #define DS_TILE_UNITS 64u

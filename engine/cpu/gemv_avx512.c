@@ -1,0 +1,139 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * A product of one to four rows: bound by the memory the weights come from, so they are unpacked in
+ * registers on their way and never stored.
+ */
+#include "engine/cpu/int_avx512.h"
+#include "engine/cpu/integer.h"
+
+#define PREFETCH_BYTES 2048
+
+struct vector {
+    const struct ds_gemv *gemv;
+    uint32_t unit;
+};
+
+/* isum of groups first .. + n_groups for row i */
+DS_INLINE __m512i row_sum(const struct vector *vector, unsigned i, bool offset, bool wide,
+                          const __m512i q[8], unsigned first, unsigned n_groups)
+{
+    const struct ds_act *act = vector->gemv->act;
+    const size_t row = vector->gemv->first_row + i, at = row * act->n_units + vector->unit;
+    const int8_t *high = act->high + at * DS_UNIT_K, *low = act->low + at * DS_UNIT_K;
+    __m512i sum = _mm512_setzero_si512();
+
+    if (offset)
+        sum = _mm512_set1_epi32(vector->gemv->offset.high[2 * at + first / 4]);
+#pragma GCC unroll 8
+    for (unsigned g = first; g < first + n_groups; g++)
+        sum = _mm512_dpbusd_epi32(sum, q[g], four_k(high + 4 * g));
+    if (!wide)
+        return sum;
+    sum = _mm512_slli_epi32(sum, 7);
+    if (offset)
+        sum =
+            _mm512_add_epi32(sum, _mm512_set1_epi32(vector->gemv->offset.low[2 * at + first / 4]));
+#pragma GCC unroll 8
+    for (unsigned g = first; g < first + n_groups; g++)
+        sum = _mm512_dpbusd_epi32(sum, q[g], four_k(low + 4 * g));
+    return sum;
+}
+
+DS_INLINE __m512 row_add(const struct vector *vector, unsigned i, enum ds_panel_scale scale,
+                         bool wide, const __m512i q[8], const struct unit_scales *s, __m512 acc)
+{
+    const struct ds_act *act = vector->gemv->act;
+    const size_t at = (size_t) (vector->gemv->first_row + i) * act->n_units + vector->unit;
+    const __m512 factor = _mm512_set1_ps(wide ? act->fine[at] : act->scale[at]);
+    const bool offset = scale == DS_SCALE_D || scale == DS_SCALE_6K;
+    const unsigned n_groups = scale == DS_SCALE_6K ? 4 : 8;
+
+    for (unsigned first = 0; first < 8; first += n_groups) {
+        __m512i sum = row_sum(vector, i, offset, wide, q, first, n_groups);
+
+        acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), _mm512_mul_ps(s->d[first / 4], factor), acc);
+    }
+    if (!offset)
+        acc = _mm512_fmadd_ps(s->m, _mm512_set1_ps(act->sum[at]), acc);
+    return acc;
+}
+
+DS_INLINE void multiply(const struct ds_gemv *gemv, unsigned bits, enum ds_panel_scale scale,
+                        unsigned n)
+{
+    const struct ds_weight *weight = gemv->weight;
+    const struct ds_act *act = gemv->act;
+    const unsigned group_units = scale == DS_SCALE_K || scale == DS_SCALE_6K ? 8 : 1;
+    const unsigned unit_bytes = bits == 8 ? 512 : bits == 6 ? 384 : bits == 5 ? 320 : 256;
+    const uint8_t *group = ds_weight_panel(weight, gemv->panel);
+    const uint8_t *unit = group + weight->scale_bytes;
+    struct vector vector = { gemv, 0 };
+    __m512 acc[DS_GEMV_ROWS];
+
+    for (unsigned i = 0; i < n; i++)
+        acc[i] = _mm512_setzero_ps();
+    for (; vector.unit < act->n_units; group += weight->format->group_bytes)
+        for (unsigned u = 0; u < group_units; u++, vector.unit++, unit += unit_bytes) {
+            struct unit_scales s = unit_scales(scale, group, u);
+            __m512i q[8];
+
+            for (unsigned line = 0; line < unit_bytes; line += 64)
+                _mm_prefetch(unit + PREFETCH_BYTES + line, _MM_HINT_T0);
+            unit_quants(bits, unit, q);
+#pragma GCC unroll 4
+            for (unsigned i = 0; i < n; i++) {
+                if (ds_act_any_wide(act, vector.unit, gemv->first_row + i, 1))
+                    acc[i] = row_add(&vector, i, scale, true, q, &s, acc[i]);
+                else
+                    acc[i] = row_add(&vector, i, scale, false, q, &s, acc[i]);
+            }
+        }
+    for (unsigned i = 0; i < n; i++)
+        _mm512_store_ps(gemv->acc + i * DS_PANEL_ROWS, acc[i]);
+}
+
+DS_INLINE void multiply_any(const struct ds_gemv *gemv, unsigned bits, enum ds_panel_scale scale)
+{
+    switch (gemv->n_rows) {
+    case 1:
+        multiply(gemv, bits, scale, 1);
+        return;
+    case 2:
+        multiply(gemv, bits, scale, 2);
+        return;
+    case 3:
+        multiply(gemv, bits, scale, 3);
+        return;
+    default:
+        multiply(gemv, bits, scale, 4);
+    }
+}
+
+void ds_gemv_avx512(const struct ds_gemv *gemv)
+{
+    switch (gemv->weight->format->type) {
+    case DS_TYPE_Q4_0:
+        multiply_any(gemv, 4, DS_SCALE_D);
+        return;
+    case DS_TYPE_Q4_1:
+        multiply_any(gemv, 4, DS_SCALE_DM);
+        return;
+    case DS_TYPE_Q5_0:
+        multiply_any(gemv, 5, DS_SCALE_D);
+        return;
+    case DS_TYPE_Q5_1:
+        multiply_any(gemv, 5, DS_SCALE_DM);
+        return;
+    case DS_TYPE_Q8_0:
+        multiply_any(gemv, 8, DS_SCALE_D);
+        return;
+    case DS_TYPE_Q4_K:
+        multiply_any(gemv, 4, DS_SCALE_K);
+        return;
+    case DS_TYPE_Q5_K:
+        multiply_any(gemv, 5, DS_SCALE_K);
+        return;
+    default:
+        multiply_any(gemv, 6, DS_SCALE_6K);
+    }
+}
