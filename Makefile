@@ -35,7 +35,7 @@ override CFLAGS   += -fsanitize=address,undefined -fno-sanitize-recover=undefine
 override LDFLAGS  += -fsanitize=address,undefined
 endif
 ifeq ($(SAN),thread)
-override CFLAGS   += -fsanitize=thread
+override CFLAGS   += -fsanitize=thread -Wno-tsan
 override LDFLAGS  += -fsanitize=thread
 endif
 

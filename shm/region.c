@@ -31,6 +31,8 @@ int ds_region_create(const char *name, size_t size, int *ret_fd)
     ds_cleanup(ds_close_p) int fd = -1;
     int r;
 
+    if (size > DS_REGION_BYTES_MAX)
+        return -EMSGSIZE;
     fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING | MFD_NOEXEC_SEAL);
     if (fd < 0 && errno == EINVAL)
         fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING);

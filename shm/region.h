@@ -13,6 +13,10 @@
 #include <stdbool.h>
 #include <stddef.h>
 
+/* No connection needs more; and since all is allocated at once, one wrong number must not take the
+ * machine's memory. */
+#define DS_REGION_BYTES_MAX ((size_t) 128 << 20)
+
 enum ds_region_writer {
     DS_REGION_CREATOR, /* sealed so that only mappings made before the sealing can write */
     DS_REGION_JOINER,  /* the other process maps it for writing */
@@ -28,7 +32,8 @@ struct ds_region {
 /* Page size of this machine: offsets and sizes of what is mapped separately are multiples. */
 size_t ds_region_page(void);
 
-/* A memfd of size bytes, all allocated, not sealed yet. -ENOMEM, -ENOSPC, -EMFILE ... */
+/* A memfd of size bytes, all allocated, not sealed yet. -EMSGSIZE: over the maximum. -ENOMEM,
+ * -ENOSPC, -EMFILE ... */
 int ds_region_create(const char *name, size_t size, int *ret_fd);
 
 /* Seals size, and further sealing. After the creator has mapped what it needs. */
