@@ -13,6 +13,7 @@
 
 #include <cmocka.h>
 #include <poll.h>
+#include <pthread.h>
 #include <sys/wait.h>
 
 #include "proto/base.h"
@@ -412,41 +413,75 @@ static int echo(struct ds_channel *server)
     }
 }
 
+/* The other end of echo(): n requests, as many at a time as fit, each answer checked. */
+static void converse(struct ds_channel *submitter, uint64_t n)
+{
+    struct ds_sqe bye = { .op = DS_SQE_CLOSE };
+    uint64_t sent = 0, answered = 0;
+
+    while (answered < n) {
+        while (sent < n && sent - answered < 3 && put(submitter, sent, (sent * 37) % 1000) == 0)
+            sent++;
+        if (ds_channel_bell_due(submitter))
+            ds_channel_ring_bell(submitter);
+        while (!ds_channel_pending(submitter)) {
+            struct pollfd bell = { .fd = ds_channel_bell_in(submitter), .events = POLLIN };
+            uint64_t count;
+
+            if (ds_channel_sleep(submitter)) {
+                assert_int_equal(poll(&bell, 1, 20000), 1);
+                (void) !read(bell.fd, &count, sizeof count);
+            }
+            ds_channel_wake(submitter);
+        }
+        assert_next(submitter, answered, (answered * 37) % 1000);
+        ds_channel_done(submitter);
+        answered++;
+    }
+    assert_int_equal(ds_channel_submit(submitter, &bye, 0), DS_CHANNEL_OK);
+    if (ds_channel_bell_due(submitter))
+        ds_channel_ring_bell(submitter);
+}
+
 static void two_processes_talk(void **state)
 {
     (void) state;
     for (size_t c = 0; c < 2; c++) {
         ds_cleanup(ds_channel_pair_free) struct ds_channel_pair pair =
             ds_channel_pair_new(&small, creators[c]);
-        struct ds_sqe bye = { .op = DS_SQE_CLOSE };
         pid_t child = fork();
         int status;
 
         assert_true(child >= 0);
         if (child == 0)
             _exit(echo(pair.server));
-        for (uint64_t i = 0; i < 300; i++) {
-            assert_int_equal(put(pair.submitter, i, (i * 37) % 1000), DS_CHANNEL_OK);
-            if (ds_channel_bell_due(pair.submitter))
-                ds_channel_ring_bell(pair.submitter);
-            while (!ds_channel_pending(pair.submitter)) {
-                struct pollfd bell = { .fd = ds_channel_bell_in(pair.submitter), .events = POLLIN };
-                uint64_t count;
-
-                if (ds_channel_sleep(pair.submitter)) {
-                    assert_int_equal(poll(&bell, 1, 10000), 1);
-                    (void) !read(bell.fd, &count, sizeof count);
-                }
-                ds_channel_wake(pair.submitter);
-            }
-            assert_next(pair.submitter, i, (i * 37) % 1000);
-            ds_channel_done(pair.submitter);
-        }
-        assert_int_equal(ds_channel_submit(pair.submitter, &bye, 0), DS_CHANNEL_OK);
-        if (ds_channel_bell_due(pair.submitter))
-            ds_channel_ring_bell(pair.submitter);
+        converse(pair.submitter, 1000);
         assert_int_equal(waitpid(child, &status, 0), child);
         assert_int_equal(status, 0);
+    }
+}
+
+static void *echo_thread(void *server)
+{
+    return echo(server) == 0 ? NULL : "failed";
+}
+
+/* The same with one mapping for both, where the thread sanitizer can watch. */
+static void two_threads_talk(void **state)
+{
+    (void) state;
+    for (size_t c = 0; c < 2; c++) {
+        ds_cleanup(ds_channel_pair_free) struct ds_channel_pair pair =
+            ds_channel_pair_new(&small, creators[c]);
+        pthread_t thread;
+        void *said;
+
+        ds_channel_pair_alias(&pair);
+        start_near_wrap(&pair);
+        assert_int_equal(pthread_create(&thread, NULL, echo_thread, pair.server), 0);
+        converse(pair.submitter, 1000);
+        assert_int_equal(pthread_join(thread, &said), 0);
+        assert_null(said);
     }
 }
 
@@ -466,6 +501,7 @@ int main(void)
         cmocka_unit_test(defaults_and_limits_shape_the_layout),
         cmocka_unit_test(heartbeat_and_state_reach_the_submitter),
         cmocka_unit_test(two_processes_talk),
+        cmocka_unit_test(two_threads_talk),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
