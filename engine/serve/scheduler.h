@@ -54,7 +54,7 @@ struct ds_job {
 /* What a step yields. Pointers are borrowed for the call. */
 struct ds_output {
     uint64_t id;
-    uint32_t n_tokens; /* new tokens, 0 or 1 today */
+    uint32_t n_tokens; /* new tokens, 0 or 1 today; the end token is one, without text */
     const uint32_t *tokens;
     struct ds_bytes text;           /* what they add */
     const float *logprobs;          /* [n_tokens] or NULL */
@@ -74,14 +74,17 @@ struct ds_output {
 
 struct ds_scheduler_options {
     uint32_t n_blocks;         /* of the KV cache */
-    uint32_t context;          /* positions per sequence */
+    uint32_t context;          /* positions per sequence; no more than the blocks hold */
     uint32_t batch_tokens_max; /* rows of a batch, <= the model's batch_max */
     uint32_t sequences_max;    /* running at once, <= the model's outputs_max */
+    uint32_t outputs_max;      /* rows with logits per batch, <= the model's: a score needs one per
+                                  token; raised to sequences_max where smaller */
     uint32_t step_usec_target; /* prompt chunks are sized so that a step with decodes takes about
                                   this; 0 = no limit */
     uint64_t prefix_salt;      /* random per engine: keys of the prefix cache */
 };
 
+/* Must not call the scheduler. */
 typedef void ds_output_sink(void *arg, const struct ds_output *output);
 
 /* model and tokenizer are borrowed. Makes the KV cache. -ENOMEM. */
@@ -90,8 +93,9 @@ int ds_scheduler_new(struct ds_scheduler **ret_scheduler, struct ds_backend *bac
                      const struct ds_scheduler_options *options, struct ds_error *error);
 struct ds_scheduler *ds_scheduler_free(struct ds_scheduler *scheduler); /* drops jobs silently */
 
-/* Takes job and all it owns, even when it fails. -EINVAL: parameter out of range or token beyond
- * the vocabulary; -EMSGSIZE: prompt does not fit the context; -ENOMEM; the line is in error. */
+/* Takes all that job owns, even when it fails: *job is empty afterwards, its own memory stays the
+ * caller's. -EINVAL: parameter out of range or token beyond the vocabulary; -EMSGSIZE: prompt does
+ * not fit the context; -ENOMEM; the line is in error. */
 int ds_scheduler_add(struct ds_scheduler *scheduler, struct ds_job *job, struct ds_error *error);
 void ds_job_deinit(struct ds_job *job);
 
@@ -103,3 +107,6 @@ int ds_scheduler_step(struct ds_scheduler *scheduler, ds_output_sink *sink, void
 
 bool ds_scheduler_idle(const struct ds_scheduler *scheduler);
 uint64_t ds_scheduler_kv_bytes(const struct ds_scheduler *scheduler);
+
+/* Asserts every invariant. For tests. */
+void ds_scheduler_check(const struct ds_scheduler *scheduler);

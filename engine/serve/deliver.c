@@ -1,0 +1,165 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include <assert.h>
+
+#include "engine/serve/scheduler_state.h"
+
+static double span_ms(uint64_t from_nsec, uint64_t to_nsec)
+{
+    return to_nsec > from_nsec ? (double) (to_nsec - from_nsec) / 1e6 : 0.0;
+}
+
+/* What every output says of its sequence. */
+static struct ds_output describe(const struct ds_sequence *sequence)
+{
+    return (struct ds_output){ .id = sequence->job.id,
+                               .first = !sequence->reported,
+                               .n_prompt = sequence->job.n_prompt,
+                               .n_cached = sequence->n_cached,
+                               .n_completion = sequence->n_tokens - sequence->job.n_prompt };
+}
+
+static void add_timing(const struct ds_sequence *sequence, uint64_t now, struct ds_output *output)
+{
+    const struct ds_job *job = &sequence->job;
+    uint64_t started = sequence->started_nsec ? sequence->started_nsec : now;
+    uint64_t first = sequence->first_token_nsec;
+
+    output->queue_ms = span_ms(job->submitted_nsec, started);
+    output->prefill_ms = span_ms(started, first ? first : now);
+    if (first == 0)
+        return;
+    output->ttft_ms = span_ms(job->submitted_nsec, first);
+    output->decode_ms = span_ms(first, sequence->last_token_nsec);
+}
+
+/* The detokeniser's next answer would overwrite output's text: keeps a copy. */
+static int keep_text(struct ds_scheduler *s, struct ds_output *output)
+{
+    if (output->text.size > s->text_capacity) {
+        char *text = realloc(s->text, output->text.size);
+
+        if (!text)
+            return -ENOMEM;
+        s->text = text;
+        s->text_capacity = output->text.size;
+    }
+    if (output->text.size > 0)
+        memcpy(s->text, output->text.data, output->text.size);
+    output->text.data = s->text;
+    return 0;
+}
+
+/* Completes output as the last one of sequence, which is gone afterwards. */
+static void finish(struct ds_scheduler *s, struct ds_sequence *sequence, struct ds_output *output,
+                   enum ds_finish reason, uint64_t now, ds_output_sink *sink, void *arg)
+{
+    int r = keep_text(s, output);
+
+    output->finish = reason;
+    add_timing(sequence, now, output);
+    if (reason == DS_FINISH_STOP && sequence->stop >= 0)
+        output->stop = sequence->job.stops[sequence->stop];
+    else if (r == 0 && sequence->detokenizer)
+        r = ds_detokenizer_finish(sequence->detokenizer, &output->tail_text);
+    if (r < 0) {
+        output->finish = DS_FINISH_ERROR;
+        output->error_code = r;
+        output->error = "the engine ran out of memory for the answer's text: try again later";
+        output->text = output->tail_text = (struct ds_bytes){ 0 };
+    }
+    if (sequence->running)
+        ds_scheduler_stop(s, sequence);
+    else
+        ds_user_dequeue(sequence->user, sequence);
+    sink(arg, output);
+    (void) ds_sequence_free(sequence);
+}
+
+void ds_scheduler_end(struct ds_scheduler *s, struct ds_sequence *sequence, enum ds_finish reason,
+                      uint64_t now, ds_output_sink *sink, void *arg)
+{
+    struct ds_output output = describe(sequence);
+
+    finish(s, sequence, &output, reason, now, sink, arg);
+}
+
+/* --- scores --- */
+
+static void count_scores(struct ds_scheduler *s, struct ds_sequence *sequence, const float *logits)
+{
+    const struct ds_job *job = &sequence->job;
+
+    for (uint32_t i = 0; i < sequence->n_outputs; i++, logits += s->n_vocab) {
+        uint32_t position = sequence->n_computed - sequence->n_outputs + i;
+
+        assert(position == sequence->n_scored);
+        if (position + 1 < job->n_prompt)
+            sequence->nll -= ds_logprob(logits, s->n_vocab, job->tokens[position + 1]);
+        sequence->n_scored++;
+    }
+}
+
+static void deliver_score(struct ds_scheduler *s, struct ds_sequence *sequence, const float *logits,
+                          uint64_t now, ds_output_sink *sink, void *arg)
+{
+    struct ds_top_token top[DS_LOGPROBS_MAX];
+    struct ds_output output = describe(sequence);
+
+    count_scores(s, sequence, logits);
+    if (sequence->n_scored < sequence->job.n_prompt)
+        return;
+    ds_top_logprobs(logits + (size_t) (sequence->n_outputs - 1) * s->n_vocab, s->n_vocab, top,
+                    sequence->job.n_top);
+    output.nll = sequence->nll;
+    output.top = top;
+    output.n_top = sequence->job.n_top;
+    finish(s, sequence, &output, DS_FINISH_STOP, now, sink, arg);
+}
+
+/* --- answers --- */
+
+void ds_scheduler_deliver(struct ds_scheduler *s, struct ds_sequence *sequence, const float *logits,
+                          uint64_t now, ds_output_sink *sink, void *arg)
+{
+    const struct ds_job *job = &sequence->job;
+    struct ds_top_token top[DS_LOGPROBS_MAX];
+    struct ds_output output;
+    struct ds_bytes text;
+    float logprob;
+    uint32_t token;
+
+    if (job->score) {
+        deliver_score(s, sequence, logits, now, sink, arg);
+        return;
+    }
+    assert(sequence->n_outputs == 1 && ds_sequence_n_missing(sequence) == 0);
+    token = ds_sampler_pick(s->sampler, &job->sampling, logits, job->tokens, sequence->n_tokens,
+                            sequence->n_tokens);
+    if (ds_sequence_append(sequence, s->tokenizer, token, &text) < 0) {
+        sequence->ended = DS_FINISH_ERROR;
+        text = (struct ds_bytes){ 0 };
+    }
+    sequence->last_token_nsec = now;
+    if (sequence->first_token_nsec == 0)
+        sequence->first_token_nsec = now;
+
+    output = describe(sequence);
+    output.n_tokens = 1;
+    output.tokens = &token;
+    output.text = text;
+    if (job->want_logprobs || job->n_top > 0) {
+        logprob = (float) ds_logprob(logits, s->n_vocab, token);
+        output.logprobs = &logprob;
+    }
+    if (job->n_top > 0) {
+        ds_top_logprobs(logits, s->n_vocab, top, job->n_top);
+        output.top = top;
+        output.n_top = job->n_top;
+    }
+    if (sequence->ended) {
+        finish(s, sequence, &output, sequence->ended, now, sink, arg);
+        return;
+    }
+    sequence->reported = true;
+    sink(arg, &output);
+}

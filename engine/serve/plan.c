@@ -1,0 +1,297 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The plan of a step, in this order:
+ *   1. room for the user who has nothing running while another has several things running;
+ *   2. one row for every running sequence that makes tokens, oldest first; where the cache has no
+ *      block left for it, the youngest running sequence is put back;
+ *   3. prompt rows and new sequences by turns of their users' counters, within the row budget.
+ *
+ * A sequence gets the blocks of all tokens it has when it starts to run, so only growth, one block
+ * every DS_KV_BLOCK tokens, can run short. It is started only if every running one could grow by a
+ * block as well: else it would soon be put back again.
+ */
+#include <assert.h>
+
+#include "engine/serve/scheduler_state.h"
+
+enum { CHUNK_MIN = 16 }; /* prompt rows in a step with decodes, however slow the machine */
+
+/* --- running and waiting --- */
+
+static void run(struct ds_scheduler *s, struct ds_sequence *sequence)
+{
+    uint32_t i = s->n_running++;
+
+    ds_user_dequeue(sequence->user, sequence);
+    for (; i > 0 && s->running[i - 1]->arrival > sequence->arrival; i--)
+        s->running[i] = s->running[i - 1];
+    s->running[i] = sequence;
+    sequence->running = true;
+    sequence->user->n_running++;
+}
+
+void ds_scheduler_stop(struct ds_scheduler *s, struct ds_sequence *sequence)
+{
+    uint32_t i = 0;
+
+    assert(sequence->running && sequence->user->n_running > 0);
+    ds_kv_cache_release(s->cache, sequence->blocks, sequence->n_blocks);
+    sequence->n_blocks = sequence->n_published = sequence->n_computed = 0;
+    sequence->n_planned = sequence->n_outputs = 0;
+    while (s->running[i] != sequence)
+        i++;
+    memmove(&s->running[i], &s->running[i + 1], (--s->n_running - i) * sizeof(*s->running));
+    sequence->running = false;
+    sequence->user->n_running--;
+}
+
+static void put_back(struct ds_scheduler *s, struct ds_sequence *sequence)
+{
+    ds_scheduler_stop(s, sequence);
+    ds_user_enqueue(sequence->user, sequence);
+}
+
+/* Starts a waiting sequence if there is a place and room for all its tokens. */
+static bool admit(struct ds_scheduler *s, struct ds_sequence *sequence, uint64_t now)
+{
+    uint32_t reserve = s->n_running; /* a block more for each */
+    uint32_t found, missing;
+    size_t sharable = sequence->n_tokens;
+
+    if (s->n_running == s->options.sequences_max)
+        return false;
+    if (sequence->job.score) /* rows not yet counted must be computed */
+        sharable = sequence->n_scored + 1;
+    found = ds_kv_cache_match(s->cache, sequence->user->uid, sequence->job.tokens, sharable,
+                              sequence->blocks);
+    missing = ds_blocks_of(sequence->n_tokens) - found;
+    if (missing + reserve > ds_kv_cache_n_free(s->cache)) {
+        ds_kv_cache_release(s->cache, sequence->blocks, found);
+        assert(s->n_running > 0); /* alone it fits: its limit is within the cache */
+        return false;
+    }
+    (void) ds_kv_cache_take(s->cache, missing, sequence->blocks + found);
+    sequence->n_blocks = found + missing;
+    sequence->n_published = found;
+    sequence->n_computed = found * DS_KV_BLOCK;
+    if (sequence->started_nsec == 0) {
+        sequence->started_nsec = now;
+        sequence->n_cached = sequence->n_computed < sequence->job.n_prompt ? sequence->n_computed
+                                                                           : sequence->job.n_prompt;
+    }
+    run(s, sequence);
+    return true;
+}
+
+/* --- 1: a user with nothing running --- */
+
+static struct ds_user *starved_user(struct ds_scheduler *s)
+{
+    struct ds_user *starved = NULL;
+
+    for (uint32_t i = 0; i < s->users.n; i++) {
+        struct ds_user *user = s->users.list[i];
+
+        if (user->n_waiting > 0 && user->n_running == 0 &&
+            (!starved || user->counter < starved->counter))
+            starved = user;
+    }
+    return starved;
+}
+
+/* The youngest sequence of the user with most running, if that user has several. */
+static struct ds_sequence *most_dispensable(struct ds_scheduler *s)
+{
+    struct ds_sequence *victim = NULL;
+
+    for (uint32_t i = s->n_running; i-- > 0;) {
+        struct ds_sequence *sequence = s->running[i];
+
+        if (sequence->user->n_running > 1 &&
+            (!victim || sequence->user->n_running > victim->user->n_running))
+            victim = sequence;
+    }
+    return victim;
+}
+
+/* Blocks that could become free without taking anybody's last running sequence. */
+static uint32_t n_dispensable_blocks(struct ds_scheduler *s)
+{
+    uint32_t n = ds_kv_cache_n_free(s->cache);
+
+    for (uint32_t i = 0; i < s->n_running; i++) {
+        for (uint32_t j = 0; j < i; j++) {
+            if (s->running[j]->user == s->running[i]->user) {
+                n += s->running[i]->n_blocks; /* not the first of its user */
+                break;
+            }
+        }
+    }
+    return n;
+}
+
+static void make_room_for_the_starved(struct ds_scheduler *s, uint64_t now)
+{
+    struct ds_user *user = starved_user(s);
+    struct ds_sequence *sequence, *victim;
+
+    if (!user)
+        return;
+    sequence = user->oldest;
+    if (ds_blocks_of(sequence->n_tokens) + s->n_running > n_dispensable_blocks(s))
+        return;
+    while (!admit(s, sequence, now)) {
+        victim = most_dispensable(s);
+        if (!victim)
+            return;
+        put_back(s, victim);
+    }
+}
+
+/* --- 2: sequences that make tokens --- */
+
+static void charge(struct ds_sequence *sequence, uint32_t n_rows)
+{
+    uint32_t end = sequence->n_computed + n_rows;
+
+    if (end <= sequence->n_charged)
+        return;
+    sequence->user->counter += (uint64_t) (end - sequence->n_charged) * DS_USER_PROMPT_WEIGHT;
+    sequence->n_charged = end;
+}
+
+static void plan_rows(struct ds_scheduler *s, struct ds_sequence *sequence, uint32_t n,
+                      uint32_t n_outputs)
+{
+    sequence->n_planned = n;
+    sequence->n_outputs = n_outputs;
+    s->n_outputs += n_outputs;
+    charge(sequence, n);
+    if (!sequence->job.score && n_outputs > 0)
+        sequence->user->counter += DS_USER_ANSWER_WEIGHT;
+    assert(sequence->n_computed + n <= sequence->n_blocks * DS_KV_BLOCK);
+}
+
+/* Makes sure that the next position has a block. false: the sequence itself was put back. */
+static bool grow(struct ds_scheduler *s, struct ds_sequence *sequence)
+{
+    while (sequence->n_computed == sequence->n_blocks * DS_KV_BLOCK) {
+        struct ds_sequence *youngest = s->running[s->n_running - 1];
+
+        if (ds_kv_cache_take(s->cache, 1, &sequence->blocks[sequence->n_blocks]) ==
+            DS_KV_CACHE_OK) {
+            sequence->n_blocks++;
+            break;
+        }
+        put_back(s, youngest);
+        if (youngest == sequence)
+            return false;
+    }
+    return true;
+}
+
+static void plan_decodes(struct ds_scheduler *s)
+{
+    /* Whoever is put back stands behind i or is i itself: nothing planned is lost. */
+    for (uint32_t i = 0; i < s->n_running; i++) {
+        struct ds_sequence *sequence = s->running[i];
+
+        if (!ds_sequence_decodes(sequence) || !grow(s, sequence))
+            continue;
+        sequence->planned_in = s->n_steps;
+        plan_rows(s, sequence, 1, 1);
+        s->n_decodes++;
+    }
+}
+
+/* --- 3: prompts --- */
+
+static uint32_t row_budget(const struct ds_scheduler *s)
+{
+    uint32_t most = s->options.batch_tokens_max - s->n_decodes;
+    double left = s->options.step_usec_target - s->decode_usec;
+
+    if (s->n_decodes == 0 || s->options.step_usec_target == 0)
+        return most; /* nobody's next token waits for this step */
+    if (s->row_usec <= 0.0 || left < CHUNK_MIN * s->row_usec)
+        left = CHUNK_MIN * s->row_usec;
+    if (s->row_usec > 0.0 && left / s->row_usec < most)
+        most = (uint32_t) (left / s->row_usec);
+    else if (s->row_usec <= 0.0 && most > CHUNK_MIN)
+        most = CHUNK_MIN; /* nothing measured yet */
+    return most;
+}
+
+/* Whose turn it is: the user with the lowest counter, of its sequences the oldest. */
+static struct ds_sequence *next_in_turn(struct ds_scheduler *s, bool admitting)
+{
+    struct ds_sequence *best = NULL;
+
+    for (uint32_t i = 0; i < s->n_running + (admitting ? s->users.n : 0); i++) {
+        struct ds_sequence *candidate =
+            i < s->n_running ? s->running[i] : s->users.list[i - s->n_running]->oldest;
+
+        if (!candidate || candidate->planned_in == s->n_steps)
+            continue;
+        if (!best || candidate->user->counter < best->user->counter ||
+            (candidate->user->counter == best->user->counter && candidate->arrival < best->arrival))
+            best = candidate;
+    }
+    return best;
+}
+
+/* The next rows of a prompt or score, within the budgets of rows and of rows with logits. */
+static uint32_t plan_chunk(struct ds_scheduler *s, struct ds_sequence *sequence, uint32_t budget)
+{
+    uint32_t missing = ds_sequence_n_missing(sequence);
+    uint32_t outputs_left = s->options.outputs_max - s->n_outputs;
+    uint32_t n = missing < budget ? missing : budget, n_outputs;
+
+    if (sequence->job.score) {
+        uint32_t known = sequence->n_scored - sequence->n_computed; /* rows counted before */
+
+        assert(sequence->n_scored >= sequence->n_computed);
+        if (n > known + outputs_left)
+            n = known + outputs_left;
+        n_outputs = n > known ? n - known : 0;
+    } else {
+        if (n == missing && outputs_left == 0)
+            n--;
+        n_outputs = n == missing;
+    }
+    plan_rows(s, sequence, n, n_outputs);
+    s->n_prompt_rows += n;
+    return n;
+}
+
+static void plan_prompts(struct ds_scheduler *s, uint64_t now)
+{
+    uint32_t budget = row_budget(s);
+    bool admitting = true;
+
+    while (budget > 0) {
+        struct ds_sequence *sequence = next_in_turn(s, admitting);
+
+        if (!sequence)
+            break;
+        if (!sequence->running && !admit(s, sequence, now)) {
+            admitting = false; /* nor may anybody overtake it */
+            continue;
+        }
+        sequence->planned_in = s->n_steps;
+        budget -= plan_chunk(s, sequence, budget);
+    }
+}
+
+void ds_scheduler_plan(struct ds_scheduler *s, uint64_t now)
+{
+    s->n_steps++;
+    s->n_prompt_rows = s->n_decodes = s->n_outputs = 0;
+    for (uint32_t i = 0; i < s->n_running; i++)
+        s->running[i]->n_planned = s->running[i]->n_outputs = 0;
+    make_room_for_the_starved(s, now);
+    plan_decodes(s);
+    plan_prompts(s, now);
+    assert(s->n_decodes + s->n_prompt_rows <= s->options.batch_tokens_max);
+    assert(s->n_outputs <= s->options.outputs_max);
+}

@@ -1,0 +1,340 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "engine/serve/scheduler.h"
+
+#include <assert.h>
+
+#include "engine/serve/scheduler_state.h"
+
+enum { LEARN_ROWS_MIN = 8 }; /* a step with fewer prompt rows says little about their cost */
+
+/* --- life --- */
+
+static int make_cache(struct ds_scheduler *s, struct ds_error *error)
+{
+    struct ds_kv_geometry geometry;
+    int r;
+
+    ds_model_kv_geometry(s->model, &geometry);
+    geometry.n_blocks = s->options.n_blocks;
+    s->kv_bytes = s->backend->kv_bytes(&geometry);
+    r = s->backend->kv_new(s->backend, &geometry, &s->kv);
+    if (r == 0)
+        r = ds_kv_cache_new(&s->cache, s->options.n_blocks, s->options.prefix_salt);
+    if (r < 0)
+        return ds_error_set(error, r,
+                            "no memory for a KV cache of %u blocks (%llu MiB): ask for less or "
+                            "unload another model",
+                            s->options.n_blocks, (unsigned long long) (s->kv_bytes >> 20));
+    return 0;
+}
+
+static int make_batch(struct ds_scheduler *s, struct ds_error *error)
+{
+    const struct ds_scheduler_options *o = &s->options;
+    uint32_t blocks_max = ds_blocks_of(o->context);
+
+    s->running = calloc(o->sequences_max, sizeof(struct ds_sequence *));
+    s->in_batch = calloc(o->sequences_max, sizeof(struct ds_sequence *));
+    s->tokens = calloc(o->batch_tokens_max, sizeof *s->tokens);
+    s->positions = calloc(o->batch_tokens_max, sizeof *s->positions);
+    s->sequences = calloc(o->batch_tokens_max, sizeof *s->sequences);
+    s->outputs = calloc(o->outputs_max, sizeof *s->outputs);
+    s->block_tables = calloc((size_t) o->sequences_max * blocks_max, sizeof *s->block_tables);
+    s->logits = malloc((size_t) o->outputs_max * s->n_vocab * sizeof *s->logits);
+    if (!s->running || !s->in_batch || !s->tokens || !s->positions || !s->sequences ||
+        !s->outputs || !s->block_tables || !s->logits)
+        return ds_error_set(error, -ENOMEM,
+                            "no memory for batches of %u rows: unload another model",
+                            o->batch_tokens_max);
+    s->batch = (struct ds_batch){ .blocks_max = blocks_max,
+                                  .tokens = s->tokens,
+                                  .positions = s->positions,
+                                  .sequences = s->sequences,
+                                  .outputs = s->outputs,
+                                  .block_tables = s->block_tables };
+    return 0;
+}
+
+int ds_scheduler_new(struct ds_scheduler **ret_scheduler, struct ds_backend *backend,
+                     struct ds_model *model, const struct ds_tokenizer *tokenizer,
+                     const struct ds_scheduler_options *options, struct ds_error *error)
+{
+    struct ds_scheduler *s;
+    uint64_t positions = (uint64_t) options->n_blocks * DS_KV_BLOCK;
+    int r;
+
+    assert(options->n_blocks > 0 && options->context > 1 && options->batch_tokens_max > 0 &&
+           options->sequences_max > 0);
+    s = calloc(1, sizeof *s);
+    if (!s)
+        return ds_error_set(error, -ENOMEM, "no memory for a scheduler");
+    s->backend = backend;
+    s->model = model;
+    s->tokenizer = tokenizer;
+    s->n_vocab = ds_model_n_vocab(model);
+    s->options = *options;
+    if (s->options.context > positions) /* a sequence that runs alone must fit */
+        s->options.context = (uint32_t) positions;
+    if (s->options.sequences_max > s->options.batch_tokens_max)
+        s->options.sequences_max = s->options.batch_tokens_max;
+    if (s->options.outputs_max < s->options.sequences_max)
+        s->options.outputs_max = s->options.sequences_max;
+    r = make_cache(s, error);
+    if (r == 0)
+        r = make_batch(s, error);
+    if (r == 0)
+        r = ds_sampler_new(&s->sampler, s->n_vocab);
+    if (r < 0) {
+        (void) ds_scheduler_free(s);
+        return r;
+    }
+    *ret_scheduler = s;
+    return 0;
+}
+
+struct ds_scheduler *ds_scheduler_free(struct ds_scheduler *s)
+{
+    if (!s)
+        return NULL;
+    while (s->n_running > 0) {
+        struct ds_sequence *sequence = s->running[s->n_running - 1];
+
+        ds_scheduler_stop(s, sequence);
+        (void) ds_sequence_free(sequence);
+    }
+    for (uint32_t i = 0; i < s->users.n; i++) {
+        struct ds_user *user = s->users.list[i];
+
+        while (user->oldest) {
+            struct ds_sequence *sequence = user->oldest;
+
+            ds_user_dequeue(user, sequence);
+            (void) ds_sequence_free(sequence);
+        }
+    }
+    ds_users_deinit(&s->users);
+    if (s->kv)
+        s->backend->kv_free(s->backend, s->kv);
+    (void) ds_kv_cache_free(s->cache);
+    (void) ds_sampler_free(s->sampler);
+    free(s->running);
+    free(s->in_batch);
+    free(s->tokens);
+    free(s->positions);
+    free(s->sequences);
+    free(s->outputs);
+    free(s->block_tables);
+    free(s->logits);
+    free(s->text);
+    free(s);
+    return NULL;
+}
+
+/* --- jobs --- */
+
+int ds_scheduler_add(struct ds_scheduler *s, struct ds_job *job, struct ds_error *error)
+{
+    struct ds_sequence *sequence;
+    uint32_t uid = job->uid;
+    int r;
+
+    r = ds_sequence_new(&sequence, job, s->tokenizer, s->n_vocab, s->options.context, error);
+    if (r < 0)
+        return r;
+    r = ds_users_get(&s->users, uid, &sequence->user);
+    if (r < 0) {
+        (void) ds_sequence_free(sequence);
+        return ds_error_set(error, r, "no memory for another request");
+    }
+    if (sequence->job.submitted_nsec == 0)
+        sequence->job.submitted_nsec = ds_now_nsec();
+    sequence->arrival = s->next_arrival++;
+    ds_user_enqueue(sequence->user, sequence);
+    return 0;
+}
+
+void ds_scheduler_cancel(struct ds_scheduler *s, uint64_t id)
+{
+    for (uint32_t i = 0; i < s->n_running; i++)
+        s->running[i]->cancelled = s->running[i]->cancelled || s->running[i]->job.id == id;
+    for (uint32_t i = 0; i < s->users.n; i++) {
+        for (struct ds_sequence *q = s->users.list[i]->oldest; q; q = q->newer)
+            q->cancelled = q->cancelled || q->job.id == id;
+    }
+}
+
+bool ds_scheduler_idle(const struct ds_scheduler *s)
+{
+    if (s->n_running > 0)
+        return false;
+    for (uint32_t i = 0; i < s->users.n; i++) {
+        if (s->users.list[i]->n_waiting > 0)
+            return false;
+    }
+    return true;
+}
+
+uint64_t ds_scheduler_kv_bytes(const struct ds_scheduler *s)
+{
+    return s->kv_bytes;
+}
+
+/* --- a step --- */
+
+/* Why a sequence must end before it computes anything more; 0: it need not. */
+static enum ds_finish due(const struct ds_sequence *sequence, uint64_t now)
+{
+    if (sequence->ended) /* its delivered tokens were the whole answer */
+        return sequence->ended;
+    if (sequence->cancelled)
+        return DS_FINISH_CANCELLED;
+    if (sequence->job.deadline_nsec && now >= sequence->job.deadline_nsec)
+        return DS_FINISH_DEADLINE;
+    return 0;
+}
+
+static void end_what_is_due(struct ds_scheduler *s, uint64_t now, ds_output_sink *sink, void *arg)
+{
+    for (uint32_t i = s->n_running; i-- > 0;) {
+        enum ds_finish reason = due(s->running[i], now);
+
+        if (reason)
+            ds_scheduler_end(s, s->running[i], reason, now, sink, arg);
+    }
+    for (uint32_t i = 0; i < s->users.n; i++) {
+        struct ds_sequence *next;
+
+        for (struct ds_sequence *q = s->users.list[i]->oldest; q; q = next) {
+            enum ds_finish reason = due(q, now);
+
+            next = q->newer;
+            if (reason)
+                ds_scheduler_end(s, q, reason, now, sink, arg);
+        }
+    }
+}
+
+/* Writes the planned rows into the batch. */
+static void build_batch(struct ds_scheduler *s)
+{
+    struct ds_batch *batch = &s->batch;
+
+    batch->n_tokens = batch->n_sequences = batch->n_outputs = 0;
+    for (uint32_t i = 0; i < s->n_running; i++) {
+        struct ds_sequence *sequence = s->running[i];
+        uint32_t slot = batch->n_sequences;
+
+        if (sequence->n_planned == 0)
+            continue;
+        for (uint32_t j = 0; j < sequence->n_planned; j++) {
+            uint32_t row = batch->n_tokens++, position = sequence->n_computed + j;
+
+            s->tokens[row] = sequence->job.tokens[position];
+            s->positions[row] = position;
+            s->sequences[row] = slot;
+            if (j >= sequence->n_planned - sequence->n_outputs)
+                s->outputs[batch->n_outputs++] = row;
+        }
+        memcpy(s->block_tables + (size_t) slot * batch->blocks_max, sequence->blocks,
+               sequence->n_blocks * sizeof *sequence->blocks);
+        s->in_batch[slot] = sequence;
+        batch->n_sequences++;
+    }
+    assert(batch->n_tokens == s->n_decodes + s->n_prompt_rows);
+    assert(batch->n_outputs == s->n_outputs);
+}
+
+/* Moving averages of what decodes and prompt rows cost. Only ever decides how a prompt is cut. */
+static void learn(struct ds_scheduler *s, uint64_t nsec)
+{
+    double usec = (double) nsec / 1e3;
+    double *average, sample;
+
+    if (s->n_prompt_rows == 0) {
+        average = &s->decode_usec;
+        sample = usec;
+    } else if (s->n_prompt_rows >= LEARN_ROWS_MIN) {
+        average = &s->row_usec;
+        sample = (usec - (s->n_decodes ? s->decode_usec : 0.0)) / s->n_prompt_rows;
+    } else {
+        return;
+    }
+    if (sample > 0.0)
+        *average = *average > 0.0 ? 0.75 * *average + 0.25 * sample : sample;
+}
+
+/* The batch has been computed: its full blocks may be shared. */
+static void publish(struct ds_scheduler *s, struct ds_sequence *sequence)
+{
+    sequence->n_computed += sequence->n_planned;
+    assert(sequence->n_computed <= sequence->n_tokens);
+    for (; (sequence->n_published + 1) * DS_KV_BLOCK <= sequence->n_computed;
+         sequence->n_published++) {
+        uint32_t i = sequence->n_published;
+
+        ds_kv_cache_publish(s->cache, sequence->user->uid,
+                            i ? sequence->blocks[i - 1] : DS_KV_NO_BLOCK, sequence->blocks[i],
+                            sequence->job.tokens + (size_t) i * DS_KV_BLOCK);
+    }
+}
+
+int ds_scheduler_step(struct ds_scheduler *s, ds_output_sink *sink, void *arg)
+{
+    uint64_t before = ds_now_nsec(), after;
+    const float *logits = s->logits;
+    int r;
+
+    end_what_is_due(s, before, sink, arg);
+    ds_scheduler_plan(s, before);
+    build_batch(s);
+    if (s->batch.n_tokens == 0) {
+        assert(ds_scheduler_idle(s)); /* whoever has work can always do some of it */
+        return 0;
+    }
+    r = ds_model_forward(s->model, s->kv, &s->batch, s->logits);
+    if (r < 0)
+        return r;
+    after = ds_now_nsec();
+    learn(s, after - before);
+    for (uint32_t i = 0; i < s->batch.n_sequences; i++) {
+        struct ds_sequence *sequence = s->in_batch[i];
+        uint32_t n_outputs = sequence->n_outputs;
+
+        publish(s, sequence);
+        if (n_outputs > 0)
+            ds_scheduler_deliver(s, sequence, logits, after, sink, arg);
+        logits += (size_t) n_outputs * s->n_vocab;
+    }
+    return ds_scheduler_idle(s) ? 0 : 1;
+}
+
+void ds_scheduler_check(const struct ds_scheduler *s)
+{
+    uint32_t n_held = 0, n_refs = 0;
+
+    ds_kv_cache_check(s->cache);
+    for (uint32_t i = 0; i < s->n_running; i++) {
+        const struct ds_sequence *sequence = s->running[i];
+
+        assert(i == 0 || s->running[i - 1]->arrival < sequence->arrival);
+        assert(sequence->running && sequence->n_computed <= sequence->n_blocks * DS_KV_BLOCK);
+        assert(sequence->n_published == sequence->n_computed / DS_KV_BLOCK);
+        n_held += sequence->n_blocks;
+    }
+    for (uint32_t i = 0; i < s->options.n_blocks; i++)
+        n_refs += ds_kv_cache_n_refs(s->cache, i);
+    assert(n_held == n_refs);
+    for (uint32_t i = 0; i < s->users.n; i++) {
+        const struct ds_user *user = s->users.list[i];
+        uint32_t n_waiting = 0, n_running = 0;
+
+        for (const struct ds_sequence *q = user->oldest; q; q = q->newer, n_waiting++)
+            assert(!q->running && q->n_blocks == 0 && q->user == user &&
+                   (!q->newer || q->newer->arrival > q->arrival));
+        for (uint32_t j = 0; j < s->n_running; j++)
+            n_running += s->running[j]->user == user;
+        assert(n_waiting == user->n_waiting && n_running == user->n_running);
+        (void) n_waiting, (void) n_running;
+    }
+    (void) n_held, (void) n_refs;
+}

@@ -1,0 +1,70 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * scheduler_state.h - what the scheduler's own files share; nobody else includes it.
+ *
+ *      scheduler.c   life, jobs in, one step: end what must end, plan, compute, deliver
+ *      plan.c        which rows the next batch has: growth, admission, prompt chunks
+ *      deliver.c     from logits to tokens, text and outputs
+ *
+ * Running sequences are kept in order of arrival: the last one is the youngest, the first to be put
+ * back when blocks run out. The oldest is never put back for another, so something always ends.
+ */
+#pragma once
+
+#include "engine/serve/kv_cache.h"
+#include "engine/serve/sequence.h"
+#include "engine/serve/users.h"
+
+struct ds_scheduler {
+    struct ds_backend *backend;           /* borrowed */
+    struct ds_model *model;               /* borrowed */
+    const struct ds_tokenizer *tokenizer; /* borrowed */
+    struct ds_scheduler_options options;  /* context cut to what the blocks hold */
+    uint32_t n_vocab;
+    uint64_t kv_bytes;
+
+    struct ds_kv *kv;
+    struct ds_kv_cache *cache;
+    struct ds_sampler *sampler;
+    struct ds_users users;
+    struct ds_sequence **running; /* [sequences_max], n_running of them, by arrival */
+    uint32_t n_running;
+    uint64_t next_arrival;
+    uint64_t n_steps;
+
+    /* what a step costs, learned from the last ones; 0: not known yet */
+    double row_usec;    /* one prompt row */
+    double decode_usec; /* a step without prompt rows */
+
+    /* the step's batch, host memory */
+    uint32_t n_prompt_rows;        /* planned rows of sequences that do not decode */
+    uint32_t n_decodes;            /* planned rows of those that do */
+    uint32_t n_outputs;            /* planned rows with logits */
+    struct ds_sequence **in_batch; /* [sequences_max] */
+    struct ds_batch batch;
+    uint32_t *tokens;       /* [batch_tokens_max] */
+    uint32_t *positions;    /* [batch_tokens_max] */
+    uint32_t *sequences;    /* [batch_tokens_max] */
+    uint32_t *outputs;      /* [outputs_max] */
+    uint32_t *block_tables; /* [sequences_max][blocks of the context] */
+    float *logits;          /* [outputs_max][n_vocab] */
+
+    char *text; /* scratch: an output's text while the detokeniser is asked for the rest */
+    size_t text_capacity;
+};
+
+/* plan.c: decides what runs in this step; sets n_planned and n_outputs of every running sequence
+ * and the n_... of the step. now: CLOCK_MONOTONIC. */
+void ds_scheduler_plan(struct ds_scheduler *scheduler, uint64_t now);
+
+/* Gives back a running sequence's blocks and its place. */
+void ds_scheduler_stop(struct ds_scheduler *scheduler, struct ds_sequence *sequence);
+
+/* deliver.c: turns the logits of sequence, logits[n_outputs][n_vocab], into an output. Frees the
+ * sequence where that was its last. now: when the batch was done. */
+void ds_scheduler_deliver(struct ds_scheduler *scheduler, struct ds_sequence *sequence,
+                          const float *logits, uint64_t now, ds_output_sink *sink, void *arg);
+
+/* Reports reason and frees the sequence, running or waiting. */
+void ds_scheduler_end(struct ds_scheduler *scheduler, struct ds_sequence *sequence,
+                      enum ds_finish reason, uint64_t now, ds_output_sink *sink, void *arg);
