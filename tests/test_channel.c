@@ -14,6 +14,7 @@
 #include <cmocka.h>
 #include <poll.h>
 #include <pthread.h>
+#include <sched.h>
 #include <sys/wait.h>
 
 #include "proto/base.h"
@@ -232,6 +233,7 @@ static void entries_are_kept_back_for_the_last_message_of_every_request(void **s
     for (uint64_t i = 0; i < 5; i++)
         assert_int_equal(post(pair.server, i, 40, false), DS_CHANNEL_OK);
     assert_int_equal(post(pair.server, 5, 0, false), DS_CHANNEL_FULL);
+    assert_int_equal(post(pair.server, 5, 41, false), DS_CHANNEL_FULL);
     for (uint64_t i = 5; i < 8; i++) /* max_inflight of them */
         assert_int_equal(post(pair.server, i, 40, true), DS_CHANNEL_OK);
     assert_int_equal(post(pair.server, 8, 0, true), DS_CHANNEL_FULL);
@@ -485,6 +487,71 @@ static void two_threads_talk(void **state)
     }
 }
 
+/* One way only, so that nothing but the index that gives room back orders reading before reuse. */
+
+#define STREAM 3000u
+
+static void *post_stream(void *server)
+{
+    for (uint64_t i = 0; i < STREAM;) {
+        if (post(server, i, (i * 53) % 1025, false) == DS_CHANNEL_OK)
+            i++;
+        else
+            (void) sched_yield();
+        ds_channel_publish(server);
+    }
+    return NULL;
+}
+
+static void *put_stream(void *submitter)
+{
+    for (uint64_t i = 0; i < STREAM;) {
+        if (put(submitter, i, (i * 53) % 1500) == DS_CHANNEL_OK)
+            i++;
+        else
+            (void) sched_yield();
+    }
+    return NULL;
+}
+
+static void completions_streamed_one_way_are_not_written_over(void **state)
+{
+    ds_cleanup(ds_channel_pair_free) struct ds_channel_pair pair =
+        ds_channel_pair_new(&small, DS_CHANNEL_SERVER);
+    pthread_t thread;
+
+    (void) state;
+    ds_channel_pair_alias(&pair);
+    start_near_wrap(&pair);
+    assert_int_equal(pthread_create(&thread, NULL, post_stream, pair.server), 0);
+    for (uint64_t i = 0; i < STREAM; i++) {
+        while (!ds_channel_pending(pair.submitter))
+            (void) sched_yield();
+        assert_next(pair.submitter, i, (i * 53) % 1025);
+        ds_channel_done(pair.submitter);
+    }
+    assert_int_equal(pthread_join(thread, NULL), 0);
+}
+
+static void requests_streamed_one_way_are_not_written_over(void **state)
+{
+    ds_cleanup(ds_channel_pair_free) struct ds_channel_pair pair =
+        ds_channel_pair_new(&small, DS_CHANNEL_SERVER);
+    pthread_t thread;
+
+    (void) state;
+    ds_channel_pair_alias(&pair);
+    start_near_wrap(&pair);
+    assert_int_equal(pthread_create(&thread, NULL, put_stream, pair.submitter), 0);
+    for (uint64_t i = 0; i < STREAM; i++) {
+        while (!ds_channel_pending(pair.server))
+            (void) sched_yield();
+        assert_received(pair.server, i, (i * 53) % 1500);
+        ds_channel_release(pair.server);
+    }
+    assert_int_equal(pthread_join(thread, NULL), 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -502,6 +569,8 @@ int main(void)
         cmocka_unit_test(heartbeat_and_state_reach_the_submitter),
         cmocka_unit_test(two_processes_talk),
         cmocka_unit_test(two_threads_talk),
+        cmocka_unit_test(completions_streamed_one_way_are_not_written_over),
+        cmocka_unit_test(requests_streamed_one_way_are_not_written_over),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

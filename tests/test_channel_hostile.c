@@ -252,6 +252,20 @@ static void a_completion_tail_out_of_range_ends_the_channel(void **state)
     }
 }
 
+static void completions_not_given_back_cannot_be_published_over(void **state)
+{
+    const void *payload;
+    struct ds_cqe entry;
+
+    PAIR(DS_CHANNEL_SUBMITTER);
+    (void) state;
+    ds_store_release(&pair.server->c_hot->cq_tail, 8);
+    for (unsigned i = 0; i < 8; i++)
+        assert_int_equal(ds_channel_next(pair.submitter, &entry, &payload), 0);
+    ds_store_release(&pair.server->c_hot->cq_tail, 9); /* read, but not done with */
+    assert_int_equal(ds_channel_next(pair.submitter, &entry, &payload), -EPROTO);
+}
+
 /* What next() says of an entry published as it is. */
 static int next_of(struct ds_channel_pair *pair, const struct ds_cqe *lie, struct ds_cqe *ret_entry,
                    const void **ret_payload)
@@ -652,6 +666,7 @@ int main(void)
         cmocka_unit_test(a_submission_head_beyond_what_was_submitted_ends_the_channel),
         cmocka_unit_test(a_submission_head_that_goes_back_ends_the_channel),
         cmocka_unit_test(a_completion_tail_out_of_range_ends_the_channel),
+        cmocka_unit_test(completions_not_given_back_cannot_be_published_over),
         cmocka_unit_test(every_bad_completion_ends_the_channel),
         cmocka_unit_test(any_position_reads_within_the_ring),
         cmocka_unit_test(who_does_not_trust_gets_a_copy_and_who_trusts_reads_in_place),
