@@ -152,8 +152,9 @@ bool ds_channel_bell_due(struct ds_channel *channel);
 int ds_channel_bell_in(const struct ds_channel *channel);  /* to wait on */
 int ds_channel_bell_out(const struct ds_channel *channel); /* to ring */
 
-/* Rings with a non-blocking attempt for callers without io_uring: poll for POLLOUT with zero
- * timeout, then write. A saturated bell needs no ringing. Caution: the peer shares the open file
- * description and may clear O_NONBLOCK; one that also saturates the bell between our poll and our
- * write makes us wait for it. Where that matters, ring with an io_uring write. */
+/* Rings without blocking, for callers without io_uring. Towards a peer that is not trusted (who
+ * created the channel does not trust who joined) it polls for POLLOUT with zero timeout first; a
+ * saturated bell needs no ringing. Caution: such a peer shares the open file description and may
+ * clear O_NONBLOCK; if it also saturates the bell between our poll and our write, we wait for it.
+ * Where that matters, ring with an io_uring write. */
 void ds_channel_ring_bell(struct ds_channel *channel);

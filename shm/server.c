@@ -199,6 +199,7 @@ void ds_channel_publish(struct ds_channel *channel)
         return;
     server->cq_public = server->cq_tail;
     ds_store_release(&channel->c_hot->cq_tail, server->cq_public); /* C in wire.h */
+    ds_prefetch_write(&channel->cqes[server->cq_tail & (channel->layout.cq_entries - 1)]);
 }
 
 /* --- the server's words --- */

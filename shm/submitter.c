@@ -122,6 +122,7 @@ int ds_channel_submit(struct ds_channel *channel, const struct ds_sqe *entry, si
     submitter->sq_tail++;
     ds_store_release(&channel->s_hot->sq_tail, submitter->sq_tail); /* A in wire.h */
     submitter->submitted = true;
+    ds_prefetch_write(&channel->sqes[submitter->sq_tail & (channel->layout.sq_entries - 1)]);
     return 0;
 }
 
