@@ -14,11 +14,13 @@
 #include <stdarg.h>
 #include <stddef.h>
 
+#include <cjson/cJSON.h>
 #include <cmocka.h>
 
 #include "engine/format/quant.h"
 #include "engine/model/rope.h"
 #include "engine/serve/sampler.h"
+#include "engine/text/tokenizer.h"
 #include "tests/lib/golden.h"
 #include "tests/lib/model_runner.h"
 #include "tests/lib/naive_backend.h"
@@ -148,6 +150,194 @@ static void naive_models_meet_the_float_tolerances(void **state)
     backend->close(backend);
 }
 
+static struct ds_backend *cpu_backend(void)
+{
+    struct ds_cpu_options options = { .n_threads = 2, .spin_usec = 50 };
+    struct ds_backend *backend = NULL;
+
+    assert_int_equal(ds_backend_cpu(&backend, &options), 0);
+    return backend;
+}
+
+static void cpu_models_meet_the_tolerances_of_their_arithmetic(void **state)
+{
+    struct ds_backend *backend;
+
+    (void) state;
+    if (!ds_golden_path()) {
+        ds_golden_skip("models against transformers, CPU backend");
+        skip();
+    }
+    backend = cpu_backend();
+    for (unsigned i = 0; i < sizeof plain_models / sizeof plain_models[0]; i++)
+        check_golden(backend, plain_models[i], 64, false);
+    for (unsigned i = 0; i < sizeof quantised_models / sizeof quantised_models[0]; i++)
+        check_golden(backend, quantised_models[i], 64, true);
+    backend->close(backend);
+}
+
+static void the_default_model_is_no_further_off_than_llama_cpp(void **state)
+{
+    static const char relative[] = "default/SmolLM2-135M-Instruct.Q4_1.golden";
+    ds_cleanup(ds_free_p) char *path = ds_golden_file(relative);
+    const char *model = ds_default_model_path();
+    struct ds_backend *backend;
+    struct ds_golden *golden;
+    struct tolerance tolerance;
+    struct deviation d;
+    double rms;
+
+    (void) state;
+    if (!path || !model) {
+        if (!path)
+            ds_golden_skip("the default model against transformers");
+        else
+            printf("skip: default model not found (make model fetches it): its log-probabilities "
+                   "are not checked\n");
+        skip();
+    }
+    golden = ds_golden_load(path);
+    assert_non_null(golden);
+    backend = cpu_backend();
+    tolerance =
+        (struct tolerance){ .logprob = golden->tol_logprob_int8, .nll = golden->tol_nll_int8 };
+    d = run_golden(backend, golden, model, 128, &tolerance);
+    rms = sqrt(d.squares / d.n);
+    printf("note: default model: rms of %u top log-probabilities %.4f (llama.cpp %.4f), worst %.4f "
+           "(tolerance %.4f), nll %.4f (%.4f), %u greedy ids\n",
+           d.n, rms, golden->llamacpp_rms, d.worst, tolerance.logprob, d.nll, tolerance.nll,
+           d.n_greedy);
+    assert_true(rms <= golden->llamacpp_rms);
+    assert_true(d.worst <= tolerance.logprob);
+    assert_true(d.nll <= tolerance.nll);
+    (void) ds_golden_free(golden);
+    backend->close(backend);
+}
+
+/* --- trained stories --- */
+
+struct story {
+    uint32_t prompt[64], ids[128];
+    double gaps[128];
+    uint32_t n_prompt, n_ids;
+    double nll;
+    const char *text;
+};
+
+static uint32_t read_ids(const cJSON *array, uint32_t *ids, uint32_t most)
+{
+    uint32_t n = 0;
+    const cJSON *item;
+
+    cJSON_ArrayForEach(item, array)
+    {
+        assert_true(n < most);
+        ids[n++] = (uint32_t) item->valuedouble;
+    }
+    return n;
+}
+
+static void read_story(const cJSON *line, struct story *story)
+{
+    const cJSON *item;
+    uint32_t n = 0;
+
+    story->n_prompt = read_ids(cJSON_GetObjectItem(line, "prompt_ids"), story->prompt, 64);
+    story->n_ids = read_ids(cJSON_GetObjectItem(line, "ids"), story->ids, 128);
+    story->nll = cJSON_GetObjectItem(line, "nll")->valuedouble;
+    story->text = cJSON_GetObjectItem(line, "text")->valuestring;
+    cJSON_ArrayForEach(item, cJSON_GetObjectItem(line, "gaps"))
+    {
+        assert_true(n < 128);
+        story->gaps[n++] = item->valuedouble;
+    }
+    assert_int_equal(n, story->n_ids);
+}
+
+/* The continuation's ids as long as no gap is below min_gap; the whole text where none is. */
+static uint32_t tell(struct ds_runner *runner, const struct ds_tokenizer *tokenizer,
+                     const struct story *story, double min_gap, double tol_nll)
+{
+    ds_cleanup(ds_free_p) char *text = NULL;
+    const float *logits = NULL;
+    size_t size = 0;
+    double nll;
+    uint32_t n = 0;
+
+    ds_runner_reset(runner);
+    nll = ds_runner_prompt(runner, story->prompt, story->n_prompt, 64, &logits);
+    assert_true(fabs(nll - story->nll) <= tol_nll * story->n_prompt);
+    for (; n < story->n_ids && story->gaps[n] >= min_gap; n++) {
+        assert_int_equal(ds_runner_argmax(logits, runner->n_vocab), story->ids[n]);
+        ds_runner_feed(runner, &story->ids[n], 1, true);
+        logits = runner->logits;
+    }
+    if (n < story->n_ids)
+        return n;
+    assert_int_equal(ds_tokenizer_decode(tokenizer, story->ids, n, true, false, &text, &size), 0);
+    assert_string_equal(text, story->text);
+    return n;
+}
+
+static void tell_all(struct ds_backend *backend, const char *name, double min_gap, double tol_nll)
+{
+    ds_cleanup(ds_free_p) char *gguf = NULL, *jsonl = NULL, *data = NULL;
+    struct ds_tokenizer *tokenizer = NULL;
+    struct ds_error error = { "" };
+    struct ds_runner runner;
+    uint32_t n_told = 0, n_ids = 0;
+    char path[64], *rest, *line;
+    size_t size;
+    int fd;
+
+    (void) snprintf(path, sizeof path, "models/%s.gguf", name);
+    gguf = ds_golden_file(path);
+    (void) snprintf(path, sizeof path, "models/%s.jsonl", name);
+    jsonl = ds_golden_file(path);
+    assert_true(gguf && jsonl);
+    data = ds_golden_read(jsonl, &size);
+    fd = open(gguf, O_RDONLY | O_CLOEXEC);
+    assert_true(data && fd >= 0);
+    ds_runner_init(&runner, backend, fd, 256, 64);
+    (void) close(fd);
+    if (ds_tokenizer_new(&tokenizer, ds_checkpoint_vocab(runner.checkpoint), &error) != 0)
+        fail_msg("%s", error.text);
+    for (line = strtok_r(data, "\n", &rest); line; line = strtok_r(NULL, "\n", &rest)) {
+        cJSON *object = cJSON_Parse(line);
+        struct story story = { 0 };
+
+        assert_non_null(object);
+        read_story(object, &story);
+        n_told += tell(&runner, tokenizer, &story, min_gap, tol_nll);
+        n_ids += story.n_ids;
+        cJSON_Delete(object);
+    }
+    printf("note: %s on %s: %u of %u ids told\n", name, backend->name, n_told, n_ids);
+    assert_true(n_told > 0);
+    ds_runner_deinit(&runner);
+    (void) ds_tokenizer_free(tokenizer);
+}
+
+static void trained_models_tell_their_stories(void **state)
+{
+    struct ds_backend *naive, *cpu;
+
+    (void) state;
+    if (!ds_golden_path()) {
+        ds_golden_skip("the texts of stories260K and stories15M");
+        skip();
+    }
+    naive = ds_naive_backend_new();
+    cpu = cpu_backend();
+    tell_all(naive, "stories260K-f32", 0.0, 1e-4);
+    tell_all(naive, "stories260K-Q4_0", 0.0, 1e-4);
+    tell_all(cpu, "stories260K-f32", 0.0, 1e-4);
+    tell_all(cpu, "stories260K-Q4_0", 0.5, 0.1);
+    tell_all(cpu, "stories15M-Q8_0", 0.5, 0.1);
+    naive->close(naive);
+    cpu->close(cpu);
+}
+
 /* --- models made here --- */
 
 static const enum ds_architecture architectures[] = { DS_ARCH_LLAMA, DS_ARCH_QWEN2, DS_ARCH_QWEN3 };
@@ -158,15 +348,13 @@ static void fill_tokens(uint32_t *tokens, uint32_t n, uint32_t n_vocab)
         tokens[i] = (i * 7919u + 13u) % n_vocab;
 }
 
-static void how_a_prompt_is_cut_changes_no_bit(void **state)
+static void expect_no_bit_from_cutting(struct ds_backend *backend, uint32_t type)
 {
     static const uint32_t chunks[] = { 1, 3, 32, 33 };
-    struct ds_backend *backend = ds_naive_backend_new();
     uint32_t tokens[75];
 
-    (void) state;
     for (unsigned a = 0; a < 3; a++) {
-        struct ds_tiny_options options = ds_tiny_options(architectures[a], DS_TYPE_F32);
+        struct ds_tiny_options options = ds_tiny_options(architectures[a], type);
         struct ds_runner runner;
         const float *last = NULL;
         float *whole;
@@ -194,7 +382,63 @@ static void how_a_prompt_is_cut_changes_no_bit(void **state)
         free(whole);
         ds_runner_deinit(&runner);
     }
-    backend->close(backend);
+}
+
+static void how_a_prompt_is_cut_changes_no_bit(void **state)
+{
+    struct ds_backend *naive = ds_naive_backend_new(), *cpu = cpu_backend();
+
+    (void) state;
+    expect_no_bit_from_cutting(naive, DS_TYPE_F32);
+    expect_no_bit_from_cutting(cpu, DS_TYPE_F32);
+    expect_no_bit_from_cutting(cpu, DS_TYPE_Q4_1);
+    expect_no_bit_from_cutting(cpu, DS_TYPE_Q6_K);
+    naive->close(naive);
+    cpu->close(cpu);
+}
+
+static void the_cpu_backend_agrees_with_the_naive_one(void **state)
+{
+    static const struct {
+        uint32_t type;
+        double tolerance; /* of a log-probability; the models are small and steep */
+    } types[] = { { DS_TYPE_F32, 2e-4 }, { DS_TYPE_F16, 0.05 }, { DS_TYPE_BF16, 0.05 },
+                  { DS_TYPE_Q8_0, 0.5 }, { DS_TYPE_Q4_0, 0.5 }, { DS_TYPE_Q4_1, 0.5 },
+                  { DS_TYPE_Q5_0, 0.5 }, { DS_TYPE_Q5_1, 0.5 }, { DS_TYPE_Q6_K, 0.5 } };
+    struct ds_backend *backends[2] = { ds_naive_backend_new(), cpu_backend() };
+
+    (void) state;
+    for (unsigned i = 0; i < 3 * sizeof types / sizeof types[0]; i++) {
+        struct ds_tiny_options options = ds_tiny_options(architectures[i % 3], types[i / 3].type);
+        int fd = ds_tiny_model_fd(&options);
+        uint32_t tokens[60];
+        float *logits[2];
+        double worst = 0.0;
+
+        for (unsigned b = 0; b < 2; b++) {
+            struct ds_runner runner;
+
+            ds_runner_init(&runner, backends[b], fd, 64, 60);
+            fill_tokens(tokens, 60, runner.n_vocab);
+            ds_runner_feed(&runner, tokens, 60, false);
+            logits[b] = ds_steal(runner.logits);
+            ds_runner_deinit(&runner);
+        }
+        for (unsigned row = 0; row < 60; row++) {
+            const float *a = logits[0] + (size_t) row * options.n_vocab;
+            const float *b = logits[1] + (size_t) row * options.n_vocab;
+            uint32_t id = ds_runner_argmax(a, options.n_vocab);
+
+            worst = fmax(worst, fabs(ds_logprob(a, options.n_vocab, id) -
+                                     ds_logprob(b, options.n_vocab, id)));
+        }
+        assert_true(worst <= types[i / 3].tolerance);
+        free(logits[0]);
+        free(logits[1]);
+        (void) close(fd);
+    }
+    backends[0]->close(backends[0]);
+    backends[1]->close(backends[1]);
 }
 
 static int load_bytes(const uint8_t *bytes, size_t size, struct ds_error *error)
@@ -358,7 +602,11 @@ int main(void)
         cmocka_unit_test(every_missing_tensor_is_named),
         cmocka_unit_test(a_misshapen_tensor_is_named_with_both_shapes),
         cmocka_unit_test(a_load_can_be_given_up),
+        cmocka_unit_test(the_cpu_backend_agrees_with_the_naive_one),
         cmocka_unit_test(naive_models_meet_the_float_tolerances),
+        cmocka_unit_test(cpu_models_meet_the_tolerances_of_their_arithmetic),
+        cmocka_unit_test(trained_models_tell_their_stories),
+        cmocka_unit_test(the_default_model_is_no_further_off_than_llama_cpp),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

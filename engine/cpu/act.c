@@ -14,9 +14,12 @@ static const struct {
 
 int32_t ds_act_wide_limit(const int32_t *magnitudes, uint32_t n_units)
 {
+    enum { NARROW_UNITS = 16 }; /* k <= 512: short sums average little noise out, and cost little */
     int64_t sum = 0;
     int32_t n = 0;
 
+    if (n_units <= NARROW_UNITS)
+        return -1; /* all wide */
     for (uint32_t u = 0; u < n_units; u++) {
         int32_t magnitude = magnitudes[2 * u];
 
