@@ -4,8 +4,11 @@
 #include "engine/cpu/float.h"
 #include "proto/base.h"
 
-/* One octave above the row's mean. */
-#define WIDE_STEP (1 << 23)
+/* Half an octave above the mean of the row. Measured on SmolLM2-135M-Instruct Q4_1, whose
+ * activations have large outliers: rms deviation of the top 8 log-probabilities from float32, and
+ * prompt speed with AVX-512 against a limit of infinity: never wide 0.114, 1;  2 octaves 0.072;  1
+ * octave 0.041, 0.98;  1/2 octave 0.031; the mean itself 0.030, 0.92;  always wide 0.0015, 0.74 */
+#define WIDE_STEP (1 << 22)
 
 static const struct {
     uint16_t offset;
