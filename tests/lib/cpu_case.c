@@ -1,0 +1,141 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "tests/lib/cpu_case.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+
+#include <cmocka.h>
+
+#include "engine/format/quant.h"
+
+const uint32_t ds_case_types[] = { DS_TYPE_F32,  DS_TYPE_F16,  DS_TYPE_BF16, DS_TYPE_Q8_0,
+                                   DS_TYPE_Q4_0, DS_TYPE_Q4_1, DS_TYPE_Q5_0, DS_TYPE_Q5_1,
+                                   DS_TYPE_Q4_K, DS_TYPE_Q5_K, DS_TYPE_Q6_K, UINT32_MAX };
+
+uint32_t ds_random_u32(struct ds_random *random)
+{
+    uint64_t z = random->state += 0x9e3779b97f4a7c15u; /* splitmix64 */
+
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
+    return (uint32_t) ((z ^ z >> 31) >> 32);
+}
+
+uint32_t ds_random_below(struct ds_random *random, uint32_t n)
+{
+    return ds_random_u32(random) % n;
+}
+
+float ds_random_float(struct ds_random *random)
+{
+    return (float) (int32_t) ds_random_u32(random) * 0x1p-31f;
+}
+
+float *ds_random_rows(struct ds_random *random, uint32_t n, uint32_t width, bool outliers)
+{
+    float *rows = malloc(((size_t) n * width + 1) * sizeof *rows);
+
+    assert_non_null(rows);
+    for (size_t i = 0; i < (size_t) n * width; i++) {
+        rows[i] = ds_random_float(random);
+        if (outliers && (i % width % 97 == 5 || ds_random_below(random, 300) == 0))
+            rows[i] *= 500;
+    }
+    return rows;
+}
+
+uint32_t ds_case_block(uint32_t type)
+{
+    return ds_type_traits(type)->block_elements;
+}
+
+struct ds_case_matrix ds_case_matrix(struct ds_random *random, uint32_t type, uint32_t k,
+                                     uint32_t n)
+{
+    size_t n_elements = (size_t) k * n;
+    struct ds_case_matrix matrix = {
+        .tensor = { .name = "case", .type = type, .n_dims = 2, .dims = { k, n, 1, 1 } }
+    };
+
+    matrix.tensor.size_bytes = ds_type_row_bytes(type, k) * n;
+    matrix.data = malloc(matrix.tensor.size_bytes + 2);
+    matrix.tensor.data = (char *) matrix.data + 2; /* files align no better, tests no more */
+    matrix.floats = ds_random_rows(random, n, k, false);
+    assert_non_null(matrix.data);
+    for (size_t i = 0; i < n_elements; i++)
+        matrix.floats[i] += 0.2f; /* so that offsets and minima matter */
+    if (type == DS_TYPE_F32)
+        matrix.tensor.data = matrix.data;
+    assert_int_equal(ds_quantise(type, matrix.floats, (void *) matrix.tensor.data, n_elements), 0);
+    ds_type_traits(type)->dequantise(matrix.tensor.data, matrix.floats, n_elements);
+    return matrix;
+}
+
+void ds_case_matrix_deinit(struct ds_case_matrix *matrix)
+{
+    free(matrix->data);
+    free(matrix->floats);
+}
+
+struct ds_backend *ds_case_backend(const char *isa, unsigned n_threads)
+{
+    struct ds_cpu_options options = { .isa = isa, .n_threads = n_threads };
+    struct ds_backend *backend = NULL;
+    int r = ds_backend_cpu(&backend, &options);
+
+    if (r == -ENOTSUP)
+        printf("skip: no %s on this machine: its kernels are not checked\n", isa);
+    else
+        assert_int_equal(r, 0);
+    return backend;
+}
+
+struct ds_buffer *ds_case_buffer(struct ds_backend *backend, const float *floats, size_t n)
+{
+    struct ds_buffer *buffer = backend->buffer_new(backend, n);
+
+    assert_non_null(buffer);
+    if (floats)
+        assert_int_equal(backend->write(backend, buffer, floats, n), 0);
+    return buffer;
+}
+
+float *ds_case_read(struct ds_backend *backend, const struct ds_buffer *buffer, size_t n)
+{
+    float *floats = malloc((n + 1) * sizeof *floats);
+
+    assert_non_null(floats);
+    assert_int_equal(backend->read(backend, floats, buffer, 0, n), 0);
+    return floats;
+}
+
+struct ds_batch ds_case_batch(uint32_t n_sequences, const uint32_t *first, const uint32_t *count,
+                              uint32_t blocks_max)
+{
+    uint32_t n = 0, *memory, *positions, *sequences, *tables;
+
+    for (uint32_t i = 0; i < n_sequences; i++)
+        n += count[i];
+    memory = calloc(3 * (size_t) n + (size_t) n_sequences * blocks_max + 1, sizeof *memory);
+    assert_non_null(memory);
+    positions = memory + n;
+    sequences = positions + n;
+    tables = sequences + n;
+    n = 0;
+    for (uint32_t i = 0; i < n_sequences; i++)
+        for (uint32_t j = 0; j < count[i]; j++, n++) {
+            positions[n] = first[i] + j;
+            sequences[n] = i;
+        }
+    /* Backwards, and the sequences' blocks in between each other's. */
+    for (uint32_t i = 0; i < n_sequences; i++)
+        for (uint32_t j = 0; j < blocks_max; j++)
+            tables[i * blocks_max + j] = (blocks_max - 1 - j) * n_sequences + i;
+    return (struct ds_batch){ .n_tokens = n,
+                              .n_sequences = n_sequences,
+                              .blocks_max = blocks_max,
+                              .tokens = memory,
+                              .positions = positions,
+                              .sequences = sequences,
+                              .block_tables = tables };
+}
