@@ -1,0 +1,182 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* load, unload, pin, unpin: what is resident. */
+#include "client/dsctl/dsctl.h"
+#include "client/dsctl/json.h"
+
+#include "proto/base.h"
+
+enum { KEY_PIN = 400, KEY_CONTEXT, KEY_FORCE };
+
+struct load {
+    bool pin, force;
+    uint64_t context;
+};
+
+static int take(void *target, int key, const char *value)
+{
+    struct load *load = target;
+
+    switch (key) {
+    case KEY_PIN:
+        load->pin = true;
+        return DSCTL_OK;
+    case KEY_FORCE:
+        load->force = true;
+        return DSCTL_OK;
+    default:
+        return dsctl_number("--context", value, 1, UINT32_MAX, &load->context);
+    }
+}
+
+/* Options, connection, model: what all four begin with. An exit code. */
+static int begin(struct dsctl *dsctl, int argc, char **argv, struct load *load, Ds__ModelRef *ref,
+                 struct dsctl_model *model, const char **ret_name)
+{
+    int code, first;
+
+    code = dsctl_options(dsctl, argc, argv, take, load, &first);
+    if (code != DSCTL_OK || dsctl->help)
+        return code;
+    *ret_name = argv[first];
+    code = dsctl_connect(dsctl, 0);
+    if (code == DSCTL_OK)
+        code = dsctl_catch_signals(dsctl);
+    if (code == DSCTL_OK)
+        code = dsctl_model_open(dsctl, argv[first], model);
+    if (code == DSCTL_OK)
+        dsctl_model_ref(model, ref);
+    return code;
+}
+
+static void print_loaded(const struct dsctl *dsctl, const Ds__LoadResult *result, const char *name)
+{
+    const Ds__ModelInfo *model = result->model;
+    char memory[32];
+
+    if (dsctl->json) {
+        cJSON *object = cJSON_CreateObject();
+
+        (void) cJSON_AddStringToObject(object, "event", "loaded");
+        if (model)
+            (void) cJSON_AddItemToObject(object, "model", dsctl_json_model(model));
+        (void) cJSON_AddNumberToObject(object, "seconds", result->seconds);
+        dsctl_json_print(object);
+    } else if (model) {
+        printf("%s: %s %s, context %u, %s resident on %s, loaded in %.2f s\n", model->name,
+               model->architecture, model->type, model->context,
+               dsctl_bytes(memory, model->weight_bytes + model->kv_bytes), model->device,
+               result->seconds);
+    } else {
+        printf("%s: loaded in %.2f s\n", name, result->seconds);
+    }
+}
+
+static int load(struct dsctl *dsctl, int argc, char **argv)
+{
+    ds_cleanup(ds_message_free_p) Ds__Reply *reply = NULL;
+    Ds__LoadRequest request = DS__LOAD_REQUEST__INIT;
+    struct load options = { .pin = false };
+    struct dsctl_model model;
+    const char *name;
+    Ds__ModelRef ref;
+    int code;
+
+    code = begin(dsctl, argc, argv, &options, &ref, &model, &name);
+    if (code != DSCTL_OK || dsctl->help)
+        return code;
+    request.model = &ref;
+    request.pin = options.pin;
+    request.context = (uint32_t) options.context;
+    code = dsctl_ask(dsctl, DS__REQUEST__OP_LOAD, &request, &reply);
+    if (code == DSCTL_OK)
+        print_loaded(dsctl, reply->load, name);
+    return code;
+}
+
+static int done(struct dsctl *dsctl, int code, const char *name, const char *state)
+{
+    if (code != DSCTL_OK)
+        return code;
+    if (dsctl->json) {
+        cJSON *object = cJSON_CreateObject();
+
+        (void) cJSON_AddStringToObject(object, "event", state);
+        dsctl_json_text(object, "model", name, strlen(name));
+        dsctl_json_print(object);
+    } else {
+        printf("%s: %s\n", name, state);
+    }
+    return DSCTL_OK;
+}
+
+static int unload(struct dsctl *dsctl, int argc, char **argv)
+{
+    ds_cleanup(ds_message_free_p) Ds__Reply *reply = NULL;
+    Ds__UnloadRequest request = DS__UNLOAD_REQUEST__INIT;
+    struct load options = { .force = false };
+    struct dsctl_model model;
+    const char *name;
+    Ds__ModelRef ref;
+    int code;
+
+    code = begin(dsctl, argc, argv, &options, &ref, &model, &name);
+    if (code != DSCTL_OK || dsctl->help)
+        return code;
+    request.model = &ref;
+    request.force = options.force;
+    code = dsctl_ask(dsctl, DS__REQUEST__OP_UNLOAD, &request, &reply);
+    return done(dsctl, code, name, "unloaded");
+}
+
+static int set_pinned(struct dsctl *dsctl, int argc, char **argv, bool pinned)
+{
+    ds_cleanup(ds_message_free_p) Ds__Reply *reply = NULL;
+    Ds__PinRequest request = DS__PIN_REQUEST__INIT;
+    struct load options = { .pin = pinned };
+    struct dsctl_model model;
+    const char *name;
+    Ds__ModelRef ref;
+    int code;
+
+    code = begin(dsctl, argc, argv, &options, &ref, &model, &name);
+    if (code != DSCTL_OK || dsctl->help)
+        return code;
+    request.model = &ref;
+    request.pinned = pinned;
+    code = dsctl_ask(dsctl, DS__REQUEST__OP_PIN, &request, &reply);
+    return done(dsctl, code, name, pinned ? "pinned" : "unpinned");
+}
+
+static int pin(struct dsctl *dsctl, int argc, char **argv)
+{
+    return set_pinned(dsctl, argc, argv, true);
+}
+
+static int unpin(struct dsctl *dsctl, int argc, char **argv)
+{
+    return set_pinned(dsctl, argc, argv, false);
+}
+
+static const struct dsctl_option load_options[] = {
+    { "pin", NULL, "never evict it for another model", KEY_PIN },
+    { "context", "N", "positions a request may use (default: the model's own)", KEY_CONTEXT },
+    { NULL, NULL, NULL, 0 },
+};
+static const struct dsctl_option unload_options[] = {
+    { "force", NULL, "cancel what runs on it", KEY_FORCE },
+    { NULL, NULL, NULL, 0 },
+};
+
+#define VERB(verb, table, words)                                                                   \
+    const struct dsctl_verb dsctl_##verb = { .name = #verb,                                        \
+                                             .operands = "MODEL",                                  \
+                                             .summary = words,                                     \
+                                             .options = table,                                     \
+                                             .min_operands = 1,                                    \
+                                             .max_operands = 1,                                    \
+                                             .run = verb }
+
+VERB(load, load_options, "make a model resident before it is asked for");
+VERB(unload, unload_options, "free what a resident model takes");
+VERB(pin, NULL, "never evict a resident model for another one");
+VERB(unpin, NULL, "let a model be evicted again");
