@@ -8,6 +8,10 @@ void ds_unpack_portable(struct ds_tile *tile, const struct ds_weight *weight, ui
                         uint32_t first, uint32_t n_units);
 void ds_gemm_portable(const struct ds_gemm *gemm);
 
+void ds_unpack_avx2(struct ds_tile *tile, const struct ds_weight *weight, uint32_t panel,
+                    uint32_t first, uint32_t n_units);
+void ds_gemm_avx2(const struct ds_gemm *gemm);
+
 void ds_unpack_avx512(struct ds_tile *tile, const struct ds_weight *weight, uint32_t panel,
                       uint32_t first, uint32_t n_units);
 void ds_gemm_avx512(const struct ds_gemm *gemm);
