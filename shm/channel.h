@@ -84,7 +84,8 @@ int ds_channel_submit(struct ds_channel *channel, const struct ds_sqe *entry, si
  * region where the submitter trusts the server (a client), or in a private buffer that the next
  * call overwrites where it does not (dsd towards an engine: channel created by the submitter).
  * Payload in the C region stays valid until ds_channel_done(), which gives back all that was
- * returned so far. Raw TOKENS entries have n_tokens * 4 <= len. */
+ * returned so far. What the
+ * entry says of the payload, like n_tokens, is the reader's to check. */
 int ds_channel_next(struct ds_channel *channel, struct ds_cqe *ret_entry, const void **ret_payload);
 void ds_channel_done(struct ds_channel *channel);
 

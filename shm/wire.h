@@ -94,7 +94,7 @@ struct ds_cqe {
     uint16_t type;
     uint16_t flags;
     uint32_t len;      /* payload bytes */
-    uint32_t n_tokens; /* TOKENS: how many */
+    uint32_t n_tokens; /* TOKENS: how many ids the payload has, all its pieces together */
     union {
         uint8_t data[DS_CQE_INLINE_MAX];
         struct {

@@ -269,7 +269,7 @@ static void a_large_answer_goes_in_pieces(void **state)
     ds_cleanup(ds_channel_pair_free) struct ds_channel_pair pair =
         ds_channel_pair_new(&small, DS_CHANNEL_SERVER);
     size_t piece = ds_channel_post_max(pair.server), sent = 0, got = 0;
-    struct ds_cqe entry = { .req_id = 3, .type = DS_CQE_FINAL };
+    struct ds_cqe entry = { .req_id = 3, .type = DS_CQE_TOKENS };
     const void *payload;
 
     (void) state;
@@ -280,6 +280,7 @@ static void a_large_answer_goes_in_pieces(void **state)
             int r;
 
             entry.flags = sent + len < SIZE ? DS_CQE_MORE : 0;
+            entry.n_tokens = 20000; /* of the whole, more than the last piece has bytes for */
             r = ds_channel_post(pair.server, &entry, whole + sent, len, entry.flags == 0);
             if (r == DS_CHANNEL_FULL)
                 break;
@@ -293,6 +294,7 @@ static void a_large_answer_goes_in_pieces(void **state)
 
             if (ds_channel_next(pair.submitter, &in, &payload) == DS_CHANNEL_EMPTY)
                 break;
+            assert_int_equal(in.n_tokens, 20000);
             memcpy(back + got, payload, in.len);
             got += in.len;
             more = in.flags & DS_CQE_MORE;

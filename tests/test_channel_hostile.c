@@ -285,9 +285,6 @@ static void every_bad_completion_ends_the_channel(void **state)
         { .type = DS_CQE_FINAL, .flags = DS_CQE_OOL, .len = 4097 },
         { .type = DS_CQE_FINAL, .flags = DS_CQE_OOL, .len = UINT32_MAX },
         { .type = DS_CQE_FINAL, .flags = DS_CQE_OOL, .len = 64, .u.ool.rsp_pos = 1 },
-        { .type = DS_CQE_TOKENS, .len = 40, .n_tokens = 11 },
-        { .type = DS_CQE_TOKENS, .len = 4, .n_tokens = 0x40000001 },
-        { .type = DS_CQE_TOKENS, .flags = DS_CQE_OOL, .len = 64, .n_tokens = 17 },
     };
 
     (void) state;
