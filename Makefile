@@ -183,9 +183,13 @@ demo: setup
 
 # --- tests ----------------------------------------------------------------------------------------
 
+# Tests of a program link what of it is no main().
+$(B)/tests/test_dsctl: $(filter-out $(B)/client/dsctl/main.o,$(dsctl))
+$(B)/tests/test_dsctl: test_libs = $(dsctl_libs)
+
 $(B)/tests/test_%: $(B)/tests/test_%.o $(testlib) $(daemon) $(client) $(engine) $(shm) $(proto)
 	$(say) LINK $@
-	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(daemon_libs) $(engine_libs) -lcmocka
+	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(daemon_libs) $(engine_libs) $(test_libs) -lcmocka
 
 $(B)/tests/bench/%: $(B)/tests/bench/%.o $(testlib) $(client) $(engine) $(shm) $(proto)
 	$(say) LINK $@
