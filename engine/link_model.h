@@ -1,0 +1,71 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * link_model.h - one resident model: its files, its words, its weights, its scheduler.
+ *
+ * Opened on the loader thread before anyone else sees it; from then on the loop thread's, except
+ * that the text thread reads .text while n_text_tasks counts it.
+ */
+#pragma once
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "engine/backend.h"
+#include "engine/format/checkpoint.h"
+#include "engine/link_convert.h"
+#include "engine/memory.h"
+#include "engine/model/model.h"
+#include "engine/serve/scheduler.h"
+
+/* What every model of this engine shares. Borrowed by the models; immutable. */
+struct ds_link_environment {
+    struct ds_backend *backend;
+    const struct ds_memory *memory;
+    uint32_t batch_tokens_max;
+    uint32_t sequences_max;
+    uint32_t step_usec_target; /* 0 = no limit */
+    uint64_t kv_bytes;         /* per model where the load does not say; 0 = choose */
+    uint64_t prefix_salt;
+};
+
+struct ds_link_model_spec {
+    uint32_t id;
+    const char *name;
+    const int *fds;
+    unsigned n_fds;
+    uint32_t context;  /* 0 = the model's own; never more than that */
+    uint64_t kv_bytes; /* 0 = the environment's */
+};
+
+struct ds_link_model {
+    struct ds_link_model *next; /* ds_link::models */
+    uint32_t id;
+    char *name;
+    struct ds_checkpoint *checkpoint;
+    struct ds_tokenizer *tokenizer;
+    struct ds_template *tmpl;       /* NULL: none that works */
+    struct ds_error template_error; /* why not */
+    struct ds_model *weights;
+    struct ds_scheduler *scheduler;
+    uint32_t context;         /* positions of one request */
+    struct ds_link_text text; /* what conversions need; points into this */
+    /* the loop thread's: */
+    unsigned n_text_tasks; /* with the text thread */
+    bool closing;          /* freed when n_text_tasks is 0 */
+    uint64_t unload_req_id;
+};
+
+/* progress as ds_model_load(). Errors as ds_checkpoint_open() plus -ECANCELED; nothing stays
+ * behind. The descriptors remain the caller's. */
+int ds_link_model_open(struct ds_link_model **ret_model, const struct ds_link_model_spec *spec,
+                       const struct ds_link_environment *environment,
+                       int (*progress)(void *arg, double fraction), void *arg,
+                       struct ds_error *error);
+struct ds_link_model *ds_link_model_free(struct ds_link_model *model); /* accepts NULL */
+
+/* Borrowed from model. */
+void ds_link_model_info(const struct ds_link_model *model, const struct ds_backend *backend,
+                        Ds__ModelInfo *ret_info);
+
+/* The same of a file that is only being looked at. */
+void ds_link_checkpoint_info(const struct ds_checkpoint *checkpoint, Ds__ModelInfo *ret_info);

@@ -1,0 +1,78 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * link_state.h - what the files of the link share: its state, and the calls between them.
+ *
+ *   link.c          handshake, the loop, waiting
+ *   link_request.c  ring entries: submit, cancel, ping, unload; the text thread's tasks
+ *   link_load.c     LOAD datagrams and the loader's tasks
+ *   link_send.c     completions: step records, final replies, errors, news
+ *
+ * Everything here runs on the loop thread. Calls return 0 or a negative errno that ends the engine;
+ * failures of one request are answered to dsd and are no failure here.
+ */
+#pragma once
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "engine/link_model.h"
+#include "engine/link_outbox.h"
+#include "engine/link_reply.h"
+#include "engine/link_requests.h"
+#include "engine/worker.h"
+#include "shm/channel.h"
+
+struct ds_load_task; /* link_load.c */
+
+struct ds_load_parts {           /* a load whose descriptors are still coming in */
+    Ds__LinkLoad *message;       /* owned; NULL: none under way */
+    int fds[DS_MODEL_FILES_MAX]; /* owned */
+    unsigned n_fds;
+};
+
+struct ds_link {
+    struct ds_link_environment environment;
+    int socket;
+    struct ds_channel *channel;
+    struct ds_results *results;
+    struct ds_worker *loader, *texter;
+    struct ds_link_model *models; /* resident, and closing ones */
+    struct ds_load_task *loads;   /* queued or under way */
+    struct ds_load_parts parts;
+    struct ds_requests requests;
+    struct ds_outbox outbox;
+    size_t piece_max;          /* payload bytes of one completion */
+    struct ds_step_bytes step; /* of the step that runs */
+    uint32_t step_seq;
+    const struct ds_link_model *stepping;
+    int failure;  /* first failure inside a callback; ends the loop */
+    bool closing; /* dsd said goodbye */
+    struct ds_error error;
+};
+
+/* --- link_request.c --- */
+int ds_link_drain(struct ds_link *link); /* everything that is in the ring */
+struct ds_link_model *ds_link_find_model(struct ds_link *link, uint32_t id); /* NULL: none */
+
+/* --- link_load.c --- */
+int ds_link_load_datagram(struct ds_link *link, const void *bytes, size_t size, int *fds,
+                          unsigned n_fds);   /* takes the descriptors */
+int ds_link_load_news(struct ds_link *link); /* tells dsd how far loads are */
+void ds_link_load_cancel(struct ds_load_task *load);
+void ds_link_load_cancel_all(struct ds_link *link);
+void ds_load_parts_deinit(struct ds_load_parts *parts);
+
+/* --- link_send.c: send_* that end a request remove it --- */
+int ds_link_send_bytes(struct ds_link *link, struct ds_link_request *request, enum ds_cqe_type type,
+                       void *bytes, size_t size); /* takes bytes */
+int ds_link_send_final(struct ds_link *link, struct ds_link_request *request, void *bytes,
+                       size_t size); /* takes bytes; ends */
+int ds_link_send_error(struct ds_link *link, struct ds_link_request *request,
+                       enum ds_reply_phase phase, int r, const char *text);        /* ends */
+int ds_link_send_cancelled(struct ds_link *link, struct ds_link_request *request); /* ends */
+int ds_link_send_stray_error(struct ds_link *link, uint64_t req_id, Ds__Error__Code code,
+                             const char *text); /* for what is no request */
+int ds_link_send_pong(struct ds_link *link, uint64_t req_id, const void *payload, size_t size);
+int ds_link_step(struct ds_link *link, struct ds_link_model *model); /* one scheduler step */
+int ds_link_flush(struct ds_link *link);                             /* outbox to channel, bell */
