@@ -7,9 +7,9 @@
 #include "proto/base.h"
 #include "shm/handshake.h"
 
-#define HANDSHAKE_MSEC   10000
-#define BACKOFF_MSEC_MAX 16 /* between tries to post while dsd does not read */
-#define WELCOME_FDS      4u
+#define HANDSHAKE_MSEC 10000
+#define RETRY_MSEC     100 /* while dsd does not read: a second look, should a bell be missed */
+#define WELCOME_FDS    4u
 
 /* --- handshake --- */
 
@@ -231,10 +231,10 @@ static int step_models(struct ds_link *link, bool *ret_busy)
     return 0;
 }
 
-static int turn(struct ds_link *link, int *backoff_msec)
+static int turn(struct ds_link *link)
 {
     bool busy = false;
-    int timeout_msec, r;
+    int r;
 
     ds_channel_beat(link->channel, ds_now_nsec());
     r = ds_link_drain(link);
@@ -246,23 +246,19 @@ static int turn(struct ds_link *link, int *backoff_msec)
     r = ds_link_flush(link);
     if (r < 0 || link->closing)
         return r;
-    if (ds_outbox_empty(&link->outbox))
-        *backoff_msec = 1;
-    timeout_msec = busy ? 0 : -1;
-    if (timeout_msec < 0 && !ds_outbox_empty(&link->outbox)) {
-        timeout_msec = *backoff_msec; /* dsd rings no bell for room; look again, ever less often */
-        *backoff_msec = *backoff_msec < BACKOFF_MSEC_MAX ? *backoff_msec * 2 : BACKOFF_MSEC_MAX;
-    }
-    r = wait_for_work(link, timeout_msec);
+    if (busy)
+        r = wait_for_work(link, 0);
+    else
+        r = wait_for_work(link, ds_outbox_empty(&link->outbox) ? -1 : RETRY_MSEC);
     return r < 0 ? r : link->failure;
 }
 
 int ds_link_run(struct ds_link *link, struct ds_error *error)
 {
-    int backoff_msec = 1, r = 0;
+    int r = 0;
 
     while (r == 0 && !link->closing)
-        r = turn(link, &backoff_msec);
+        r = turn(link);
     if (r < 0)
         return ds_error_set(error, r, "%s", *link->error.text ? link->error.text : strerror(-r));
     return 0;

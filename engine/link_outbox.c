@@ -78,9 +78,8 @@ static int post_piece(struct ds_outbox_item *item, struct ds_channel *channel)
     return DS_CHANNEL_OK;
 }
 
-int ds_outbox_flush(struct ds_outbox *outbox, struct ds_channel *channel, bool *ret_posted)
+int ds_outbox_flush(struct ds_outbox *outbox, struct ds_channel *channel)
 {
-    bool posted = false;
     int r = 0;
 
     while (outbox->head) {
@@ -89,13 +88,10 @@ int ds_outbox_flush(struct ds_outbox *outbox, struct ds_channel *channel, bool *
         r = post_piece(item, channel);
         if (r != DS_CHANNEL_OK)
             break;
-        posted = true;
         if (item->offset == item->size)
             drop_head(outbox);
     }
-    if (posted)
-        ds_channel_publish(channel);
-    *ret_posted = posted;
+    ds_channel_publish(channel);
     return r < 0 ? r : 0;
 }
 

@@ -34,9 +34,9 @@ void ds_outbox_deinit(struct ds_outbox *outbox);
 int ds_outbox_put(struct ds_outbox *outbox, uint64_t req_id, enum ds_cqe_type type, uint32_t *seq,
                   void *bytes, size_t size, size_t piece_max, bool last);
 
-/* Posts and publishes as much as the channel takes. *ret_posted: whether anything was. 0, or a
- * negative errno of the channel. Afterwards ds_outbox_empty() tells whether all went. */
-int ds_outbox_flush(struct ds_outbox *outbox, struct ds_channel *channel, bool *ret_posted);
+/* Posts and publishes as much as the channel takes; the caller looks at ds_channel_bell_due(). 0,
+ * or a negative errno of the channel. Afterwards ds_outbox_empty() tells whether all went. */
+int ds_outbox_flush(struct ds_outbox *outbox, struct ds_channel *channel);
 
 bool ds_outbox_empty(const struct ds_outbox *outbox);
 bool ds_outbox_full(const struct ds_outbox *outbox); /* above a high mark */

@@ -237,7 +237,7 @@ static int take_entry(struct ds_link *link, const struct ds_sqe *entry, const vo
         cancel(link, entry->req_id);
         return 0;
     case DS_SQE_PING:
-        return ds_link_send_pong(link, entry->req_id, payload, entry->payload_len);
+        return ds_link_send_pong(link, entry->req_id);
     case DS_SQE_CLOSE:
         link->closing = true;
         return 0;
@@ -246,30 +246,38 @@ static int take_entry(struct ds_link *link, const struct ds_sqe *entry, const vo
     }
 }
 
+/* One entry that the channel could not hand over; the next ones may be fine. */
+static int refuse_entry(struct ds_link *link, uint64_t req_id, int r)
+{
+    if (r == -EBADMSG)
+        return ds_link_send_stray_error(link, req_id, DS__ERROR__CODE__INVALID,
+                                        "the ring entry is malformed");
+    if (r == -ENOMEM)
+        return ds_link_send_stray_error(link, req_id, DS__ERROR__CODE__BUSY,
+                                        "the engine has no memory for the request; try again");
+    return ds_error_set(&link->error, r, "the submission ring is broken: %s", strerror(-r));
+}
+
 int ds_link_drain(struct ds_link *link)
 {
     bool any = false;
-    int r;
 
     for (;;) {
-        struct ds_sqe entry;
         const void *payload = NULL;
+        struct ds_sqe entry;
+        int r;
 
         r = ds_channel_receive(link->channel, &entry, &payload);
         if (r == DS_CHANNEL_EMPTY)
             break;
         any = true;
-        if (r == -EBADMSG)
-            r = ds_link_send_stray_error(link, entry.req_id, DS__ERROR__CODE__INVALID,
-                                         "the ring entry is malformed");
-        else if (r < 0)
-            return ds_error_set(&link->error, r, "the submission ring is broken: %s", strerror(-r));
-        else
-            r = take_entry(link, &entry, payload);
+        r = r < 0 ? refuse_entry(link, entry.req_id, r) : take_entry(link, &entry, payload);
         if (r < 0)
             return r;
     }
-    if (any)
+    if (any) {
         ds_channel_release(link->channel);
+        ds_link_ring(link);
+    }
     return 0;
 }

@@ -130,21 +130,11 @@ int ds_link_send_stray_error(struct ds_link *link, uint64_t req_id, Ds__Error__C
                                  link->piece_max, true);
 }
 
-int ds_link_send_pong(struct ds_link *link, uint64_t req_id, const void *payload, size_t size)
+int ds_link_send_pong(struct ds_link *link, uint64_t req_id)
 {
     uint32_t seq = 0;
-    void *bytes = NULL;
 
-    if (size > link->piece_max)
-        size = link->piece_max;
-    if (size) {
-        bytes = malloc(size);
-        if (!bytes)
-            return -ENOMEM;
-        memcpy(bytes, payload, size);
-    }
-    return ds_outbox_put(&link->outbox, req_id, DS_CQE_PONG, &seq, bytes, size, link->piece_max,
-                         false);
+    return ds_outbox_put(&link->outbox, req_id, DS_CQE_PONG, &seq, NULL, 0, link->piece_max, false);
 }
 
 /* --- steps --- */
@@ -204,17 +194,21 @@ int ds_link_step(struct ds_link *link, struct ds_link_model *model)
     return flush_step(link);
 }
 
+void ds_link_ring(struct ds_link *link)
+{
+    if (ds_channel_bell_due(link->channel))
+        ds_channel_ring_bell(link->channel);
+}
+
 int ds_link_flush(struct ds_link *link)
 {
-    bool posted = false;
     int r;
 
     if (ds_outbox_empty(&link->outbox))
         return 0;
-    r = ds_outbox_flush(&link->outbox, link->channel, &posted);
+    r = ds_outbox_flush(&link->outbox, link->channel);
     if (r < 0)
         return ds_error_set(&link->error, r, "the completion ring is broken: %s", strerror(-r));
-    if (posted && ds_channel_bell_due(link->channel))
-        ds_channel_ring_bell(link->channel);
+    ds_link_ring(link);
     return 0;
 }

@@ -73,6 +73,7 @@ int ds_link_send_error(struct ds_link *link, struct ds_link_request *request,
 int ds_link_send_cancelled(struct ds_link *link, struct ds_link_request *request); /* ends */
 int ds_link_send_stray_error(struct ds_link *link, uint64_t req_id, Ds__Error__Code code,
                              const char *text); /* for what is no request */
-int ds_link_send_pong(struct ds_link *link, uint64_t req_id, const void *payload, size_t size);
+int ds_link_send_pong(struct ds_link *link, uint64_t req_id);
 int ds_link_step(struct ds_link *link, struct ds_link_model *model); /* one scheduler step */
 int ds_link_flush(struct ds_link *link);                             /* outbox to channel, bell */
+void ds_link_ring(struct ds_link *link); /* where dsd waits for what was done */
