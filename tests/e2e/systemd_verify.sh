@@ -40,7 +40,7 @@ systemd-analyze verify --man=no "$work/broken.service" >"$work/said" 2>&1 || tru
 grep -qi 'broken\.service.*service type' "$work/said" || fail "a broken unit went unnoticed: $(cat "$work/said")"
 
 # --- how exposed the service is: 0 is best, 10 worst ---
-threshold=20 # in tenths
+threshold=15 # in tenths
 systemd-analyze security --no-pager --offline=true --threshold=$threshold "$work/system/dsd.service" \
     >"$work/security" 2>&1 || { tail -n 5 "$work/security"; fail "exposure above $threshold tenths"; }
 tail -n 1 "$work/security"
