@@ -435,7 +435,8 @@ static void test_a_bad_file_is_refused_while_others_are_answered(void **state)
     ds_fake_collect(&f->dsd, &answer, 1, 0); /* passes over the error, should it be early */
     assert_int_equal(answer->n_ids, 60);
 
-    load.req_id = f->next_id++; /* the id was never taken */
+    load.req_id = f->next_id++; /* loads are taken in order: after this one the first is over */
+    load.model_id = 12;
     fd = ds_memfd_of("not a model", 11);
     ds_fake_load(&f->dsd, &load, &fd, 1);
     (void) close(fd);
@@ -444,7 +445,8 @@ static void test_a_bad_file_is_refused_while_others_are_answered(void **state)
     assert_int_equal(error->code, DS__ERROR__CODE__BAD_MODEL);
     assert_non_null(strstr(error->text, "half-a-model"));
     ds_message_free(error);
-    load_file(f, 8, ds_tiny_model_fd(&options));
+    load_file(f, 8, ds_tiny_model_fd(&options)); /* neither id was kept */
+    load_file(f, 12, ds_tiny_model_fd(&options));
 }
 
 static void test_two_models_answer_at_once_and_one_can_leave(void **state)

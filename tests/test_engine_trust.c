@@ -450,9 +450,9 @@ static int exit_code_of(const char *argument)
 
     assert_true(pid >= 0);
     if (pid == 0) {
-        (void) close(3);
         (void) dup2(open("/dev/null", O_WRONLY), 1);
         (void) dup2(1, 2);
+        (void) close_range(3, ~0u, 0);
         (void) execl(ds_fake_engine_path(), "dsd-engine", argument, NULL);
         _exit(127);
     }
