@@ -65,8 +65,7 @@ static int enter_sandbox(const struct ds_engine_options *options)
         return r;
     }
     if (!report.landlock)
-        say(LOG_INFO, "sandbox without Landlock: %s; seccomp refuses files all the same",
-            report.landlock_reason.text);
+        say(LOG_INFO, "sandbox without Landlock: %s", report.landlock_reason.text);
     if (!report.seccomp)
         say(LOG_WARNING, "sandbox without seccomp: %s", report.seccomp_reason.text);
     return 0;

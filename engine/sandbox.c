@@ -168,12 +168,13 @@ int ds_sandbox_enter(struct ds_sandbox_report *ret_report)
 
     if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
         return -errno;
-    report.landlock = deny_file_system(&report.landlock_reason) == 0;
     if (BUILT_WITH_SANITIZER) {
-        (void) ds_error_set(&report.seccomp_reason, 0, "built with a sanitizer");
+        (void) ds_error_set(&report.landlock_reason, 0, "built with a sanitizer");
+        report.seccomp_reason = report.landlock_reason;
         *ret_report = report;
         return 0;
     }
+    report.landlock = deny_file_system(&report.landlock_reason) == 0;
     if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0)
         return -errno;
     r = filter_calls();

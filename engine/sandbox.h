@@ -22,6 +22,6 @@ struct ds_sandbox_report {
 };
 
 /* 0 with *ret_report telling what holds. Negative errno: not even no_new_privs could be set, or the
- * seccomp filter could not be built or loaded. Sanitizers need more system calls than the list has:
- * in such builds seccomp is left out and the report says so. */
+ * seccomp filter could not be built or loaded. Sanitizers need files and system calls of their own:
+ * in such builds both are left out and the report says so. */
 int ds_sandbox_enter(struct ds_sandbox_report *ret_report);
