@@ -7,9 +7,10 @@
 #include "proto/base.h"
 #include "shm/handshake.h"
 
-#define HANDSHAKE_MSEC 10000
-#define RETRY_MSEC     100 /* while dsd does not read: a second look, should a bell be missed */
-#define WELCOME_FDS    4u
+#define HANDSHAKE_MSEC  10000
+#define RETRY_MSEC      100  /* while dsd does not read: a second look, should a bell be missed */
+#define DESCRIPTION_MAX 120u /* bytes after READY */
+#define WELCOME_FDS     4u
 
 /* --- handshake --- */
 
@@ -45,9 +46,23 @@ static int receive_welcome(int socket, struct ds_welcome *ret_welcome,
     return 0;
 }
 
+/* READY is followed by what this engine is, for dsctl status. */
+static int send_ready(struct ds_link *link)
+{
+    const char *text = link->environment.backend->describe(link->environment.backend);
+    union {
+        struct ds_datagram head;
+        char bytes[sizeof(struct ds_datagram) + DESCRIPTION_MAX];
+    } ready;
+    size_t length = strnlen(text, DESCRIPTION_MAX);
+
+    ds_datagram_init(&ready.head, DS_DATAGRAM_READY, sizeof ready.head + length);
+    memcpy(ready.bytes + sizeof ready.head, text, length);
+    return ds_datagram_send(link->socket, &ready, sizeof ready.head + length, NULL, 0);
+}
+
 static int shake_hands(struct ds_link *link, struct ds_error *error)
 {
-    struct ds_datagram ready;
     struct ds_welcome welcome;
     struct ds_channel_fds fds;
     int r;
@@ -62,8 +77,7 @@ static int shake_hands(struct ds_link *link, struct ds_error *error)
     link->piece_max = ds_channel_post_max(link->channel);
     ds_channel_set_state(link->channel, DS_SERVER_RUNNING);
     ds_channel_beat(link->channel, ds_now_nsec());
-    ds_datagram_init(&ready, DS_DATAGRAM_READY, sizeof ready);
-    r = ds_datagram_send(link->socket, &ready, sizeof ready, NULL, 0);
+    r = send_ready(link);
     if (r < 0)
         return ds_error_set(error, r, "READY could not be sent: %s", strerror(-r));
     return 0;

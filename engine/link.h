@@ -2,7 +2,8 @@
 /*
  * link.h - the engine's end of the link to dsd: the step loop.
  *
- *   socketpair  WELCOME -> READY, then LOAD datagrams with the models' descriptors; EOF = dsd gone
+ *   socketpair  WELCOME -> READY and the backend's description as text; then LOAD datagrams with
+ *               the models' descriptors; EOF = dsd gone
  *   S ring      SUBMIT (LinkRequest), CANCEL, PING, CLOSE
  *   C ring      STEP (LinkStep, one for each scheduler step), FINAL (LinkReply), ERROR, NOTICE,
  *               PONG
@@ -12,8 +13,9 @@
  * take what the helpers finished, one step of every scheduler with work, publish, ring the bell.
  * With nothing to do it sleeps in poll() without a timeout.
  *
- * A cancelled request that is no generation ends with FINAL LinkReply{generate{cancelled}}. What
- * dsd sends that makes no sense ends the engine: dsd is the only one who could repair it.
+ * A cancelled request that is no generation ends with FINAL LinkReply{generate{cancelled}}, a
+ * cancelled load with ERROR. What dsd sends that makes no sense ends the engine: dsd is the only
+ * one who could repair it.
  */
 #pragma once
 

@@ -144,8 +144,8 @@ static int send_failed(struct ds_link *link, struct ds_link_request *request,
 
 static int answer(struct ds_link *link, struct ds_link_request *request, struct ds_load_task *load)
 {
-    if (load->status == -ECANCELED || request->cancelled)
-        return ds_link_send_cancelled(link, request);
+    if (request->cancelled)
+        load->status = -ECANCELED;
     if (load->status < 0)
         return send_failed(link, request, load);
     if (load->bytes)

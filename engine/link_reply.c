@@ -348,6 +348,7 @@ Ds__Error__Code ds_reply_error_code(enum ds_reply_phase phase, int r)
     case ENOMEM:
     case EAGAIN:
     case EBUSY:
+    case ECANCELED:
     case ENOSPC:
         return DS__ERROR__CODE__BUSY;
     case ENOTSUP:

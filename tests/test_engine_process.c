@@ -449,6 +449,30 @@ static void test_a_bad_file_is_refused_while_others_are_answered(void **state)
     load_file(f, 12, ds_tiny_model_fd(&options));
 }
 
+static void test_a_cancelled_load_leaves_nothing(void **state)
+{
+    struct fixture *f = *state;
+    struct ds_tiny_options options = ds_tiny_options(DS_ARCH_QWEN2, DS_TYPE_Q8_0);
+    Ds__LinkLoad load = DS__LINK_LOAD__INIT;
+    Ds__LinkReply *reply;
+    Ds__Error *error;
+    int fd = ds_tiny_model_fd(&options);
+
+    load.req_id = f->next_id++;
+    load.model_id = 20;
+    load.name = "unwanted";
+    load.n_files = 1;
+    ds_fake_load(&f->dsd, &load, &fd, 1);
+    (void) close(fd);
+    ds_fake_entry(&f->dsd, DS_SQE_CANCEL, load.req_id);
+    reply = ds_fake_reply(&f->dsd, load.req_id, &error, NULL);
+    if (reply) /* it was loaded, or not yet known, when the cancellation came */
+        return ds_message_free(reply);
+    assert_non_null(strstr(error->text, "unwanted"));
+    ds_message_free(error);
+    load_file(f, 20, ds_tiny_model_fd(&options));
+}
+
 static void test_two_models_answer_at_once_and_one_can_leave(void **state)
 {
     struct fixture *f = *state;
@@ -593,6 +617,7 @@ int main(void)
         cmocka_unit_test(test_a_score_is_the_sum_over_its_tokens),
         cmocka_unit_test(test_a_ping_comes_back),
         cmocka_unit_test(test_a_bad_file_is_refused_while_others_are_answered),
+        cmocka_unit_test(test_a_cancelled_load_leaves_nothing),
         cmocka_unit_test(test_two_models_answer_at_once_and_one_can_leave),
         cmocka_unit_test(test_a_model_in_several_files_comes_in_several_datagrams),
         cmocka_unit_test(test_a_file_can_be_looked_at_without_loading_it),

@@ -64,7 +64,10 @@ static void shake_hands(struct ds_fake_dsd *fake, const struct ds_geometry *geom
     static const struct ds_geometry usual = { 0 };
     struct ds_channel_fds fds;
     struct ds_welcome welcome;
-    struct ds_datagram ready;
+    union {
+        struct ds_datagram head;
+        char bytes[DS_DATAGRAM_MAX];
+    } ready;
     unsigned n_fds;
     size_t size;
     int sent[4];
@@ -82,8 +85,8 @@ static void shake_hands(struct ds_fake_dsd *fake, const struct ds_geometry *geom
     wait_for(fake->socket, POLLIN);
     assert_int_equal(
         ds_datagram_receive(fake->socket, &ready, sizeof ready, &size, NULL, 0, &n_fds), 0);
-    assert_int_equal(size, sizeof ready);
-    assert_int_equal(ready.type, DS_DATAGRAM_READY);
+    assert_true(size > sizeof ready.head); /* and what the engine is */
+    assert_int_equal(ready.head.type, DS_DATAGRAM_READY);
 }
 
 void ds_fake_dsd_spawn(struct ds_fake_dsd *fake, const char *const *arguments)
