@@ -190,7 +190,7 @@ struct ds_random_vocab *ds_random_vocab_spm(struct ds_random *random, bool space
         char text[64] = "";
         float score = -(float) ds_random_below(random, 60);
 
-        if (!spaces && ds_random_below(random, 2) == 0)
+        for (uint32_t n = spaces ? 0 : ds_random_below(random, 3); n > 0; n--)
             strcat(text, SPACE);
         for (uint32_t n = 1 + ds_random_below(random, 5); n > 0; n--) {
             uint32_t c = ds_random_below(random, 3 * 8);
