@@ -180,12 +180,14 @@ static struct ds_bytes some_stop(struct ds_random *random, const struct text *te
     size_t size = 1 + ds_random_below(random, 6);
     char *stop;
 
-    if (ds_random_below(random, 3) == 0 || text->size < size)
+    if (ds_random_below(random, 3) == 0 || text->size < size) {
         stop = ds_random_text(random, size, &size);
-    else
-        stop =
-            strndup(text->data + ds_random_below(random, (uint32_t) (text->size - size + 1)), size);
-    assert_non_null(stop);
+    } else {
+        stop = malloc(size);
+        assert_non_null(stop);
+        memcpy(stop, text->data + ds_random_below(random, (uint32_t) (text->size - size + 1)),
+               size);
+    }
     return (struct ds_bytes){ stop, size };
 }
 
