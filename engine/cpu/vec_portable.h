@@ -12,6 +12,13 @@
 #include <stdint.h>
 #include <string.h>
 
+/* Inlined everywhere, the checks of the sanitizers would take minutes to compile. */
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define V16_INLINE static __attribute__((noinline, unused))
+#else
+#define V16_INLINE static inline
+#endif
+
 typedef struct {
     float x[16];
 } v16;
@@ -22,7 +29,7 @@ typedef struct {
 
 #define V16_LANES for (int i_ = 0; i_ < 16; i_++)
 
-static inline v16 v16_set1(float a)
+V16_INLINE v16 v16_set1(float a)
 {
     v16 r;
 
@@ -30,7 +37,7 @@ static inline v16 v16_set1(float a)
     return r;
 }
 
-static inline v16 v16_load(const float *p)
+V16_INLINE v16 v16_load(const float *p)
 {
     v16 r;
 
@@ -39,7 +46,7 @@ static inline v16 v16_load(const float *p)
 }
 
 /* The first n lanes from p, the others 0; nothing past p[n - 1] is read. n <= 16 */
-static inline v16 v16_load_n(const float *p, unsigned n)
+V16_INLINE v16 v16_load_n(const float *p, unsigned n)
 {
     v16 r = v16_set1(0);
 
@@ -47,17 +54,17 @@ static inline v16 v16_load_n(const float *p, unsigned n)
     return r;
 }
 
-static inline void v16_store(float *p, v16 a)
+V16_INLINE void v16_store(float *p, v16 a)
 {
     memcpy(p, &a, sizeof a);
 }
 
-static inline void v16_store_n(float *p, v16 a, unsigned n)
+V16_INLINE void v16_store_n(float *p, v16 a, unsigned n)
 {
     memcpy(p, &a, n * sizeof *p);
 }
 
-static inline float f16_to_f32(uint16_t bits)
+V16_INLINE float f16_to_f32(uint16_t bits)
 {
     uint32_t sign = (uint32_t) (bits & 0x8000) << 16, rest = bits & 0x7fff;
     uint32_t word = (rest << 13) + (112u << 23);
@@ -75,7 +82,7 @@ static inline float f16_to_f32(uint16_t bits)
 }
 
 /* p need not be aligned. */
-static inline v16 v16_load_f16(const uint16_t *p)
+V16_INLINE v16 v16_load_f16(const uint16_t *p)
 {
     v16 r;
 
@@ -83,7 +90,7 @@ static inline v16 v16_load_f16(const uint16_t *p)
     return r;
 }
 
-static inline v16 v16_load_bf16(const uint16_t *p)
+V16_INLINE v16 v16_load_bf16(const uint16_t *p)
 {
     v16 r;
 
@@ -96,56 +103,56 @@ static inline v16 v16_load_bf16(const uint16_t *p)
     return r;
 }
 
-static inline v16 v16_add(v16 a, v16 b)
+V16_INLINE v16 v16_add(v16 a, v16 b)
 {
     V16_LANES a.x[i_] += b.x[i_];
     return a;
 }
 
-static inline v16 v16_sub(v16 a, v16 b)
+V16_INLINE v16 v16_sub(v16 a, v16 b)
 {
     V16_LANES a.x[i_] -= b.x[i_];
     return a;
 }
 
-static inline v16 v16_mul(v16 a, v16 b)
+V16_INLINE v16 v16_mul(v16 a, v16 b)
 {
     V16_LANES a.x[i_] *= b.x[i_];
     return a;
 }
 
-static inline v16 v16_div(v16 a, v16 b)
+V16_INLINE v16 v16_div(v16 a, v16 b)
 {
     V16_LANES a.x[i_] /= b.x[i_];
     return a;
 }
 
-static inline v16 v16_fma(v16 a, v16 b, v16 c) /* a * b + c, rounded once */
+V16_INLINE v16 v16_fma(v16 a, v16 b, v16 c) /* a * b + c, rounded once */
 {
     V16_LANES c.x[i_] = fmaf(a.x[i_], b.x[i_], c.x[i_]);
     return c;
 }
 
-static inline v16 v16_max(v16 a, v16 b)
+V16_INLINE v16 v16_max(v16 a, v16 b)
 {
     V16_LANES a.x[i_] = a.x[i_] > b.x[i_] ? a.x[i_] : b.x[i_];
     return a;
 }
 
-static inline v16 v16_min(v16 a, v16 b)
+V16_INLINE v16 v16_min(v16 a, v16 b)
 {
     V16_LANES a.x[i_] = a.x[i_] < b.x[i_] ? a.x[i_] : b.x[i_];
     return a;
 }
 
 /* a in the first n lanes, b in the others; n may exceed 16. */
-static inline v16 v16_first(unsigned n, v16 a, v16 b)
+V16_INLINE v16 v16_first(unsigned n, v16 a, v16 b)
 {
     V16_LANES a.x[i_] = (unsigned) i_ < n ? a.x[i_] : b.x[i_];
     return a;
 }
 
-static inline float v16_sum(v16 a)
+V16_INLINE float v16_sum(v16 a)
 {
     for (int half = 8; half; half /= 2)
         for (int i = 0; i < half; i++)
@@ -153,7 +160,7 @@ static inline float v16_sum(v16 a)
     return a.x[0];
 }
 
-static inline float v16_hmax(v16 a)
+V16_INLINE float v16_hmax(v16 a)
 {
     for (int half = 8; half; half /= 2)
         for (int i = 0; i < half; i++)
@@ -162,7 +169,7 @@ static inline float v16_hmax(v16 a)
 }
 
 /* a * 2^n, where t = n + 1.5 * 2^23 and -126 <= n <= 127 */
-static inline v16 v16_scale_magic(v16 a, v16 t)
+V16_INLINE v16 v16_scale_magic(v16 a, v16 t)
 {
     V16_LANES
     {
@@ -177,7 +184,7 @@ static inline v16 v16_scale_magic(v16 a, v16 t)
     return a;
 }
 
-static inline v16i v16i_set1(int32_t a)
+V16_INLINE v16i v16i_set1(int32_t a)
 {
     v16i r;
 
@@ -186,7 +193,7 @@ static inline v16i v16i_set1(int32_t a)
 }
 
 /* The bits of |a|: ordered like the magnitudes, NaN above infinity. */
-static inline v16i v16i_magnitude(v16 a)
+V16_INLINE v16i v16i_magnitude(v16 a)
 {
     v16i r;
 
@@ -195,13 +202,13 @@ static inline v16i v16i_magnitude(v16 a)
     return r;
 }
 
-static inline v16i v16i_max(v16i a, v16i b)
+V16_INLINE v16i v16i_max(v16i a, v16i b)
 {
     V16_LANES a.x[i_] = a.x[i_] > b.x[i_] ? a.x[i_] : b.x[i_];
     return a;
 }
 
-static inline int32_t v16i_hmax(v16i a)
+V16_INLINE int32_t v16i_hmax(v16i a)
 {
     int32_t r = a.x[0];
 
@@ -210,7 +217,7 @@ static inline int32_t v16i_hmax(v16i a)
 }
 
 /* To the nearest integer, ties to even; |a| < 2^22. */
-static inline v16i v16i_round(v16 a)
+V16_INLINE v16i v16i_round(v16 a)
 {
     v16i r;
 
@@ -218,31 +225,31 @@ static inline v16i v16i_round(v16 a)
     return r;
 }
 
-static inline v16i v16i_add(v16i a, v16i b)
+V16_INLINE v16i v16i_add(v16i a, v16i b)
 {
     V16_LANES a.x[i_] += b.x[i_];
     return a;
 }
 
-static inline v16i v16i_sub(v16i a, v16i b)
+V16_INLINE v16i v16i_sub(v16i a, v16i b)
 {
     V16_LANES a.x[i_] -= b.x[i_];
     return a;
 }
 
-static inline v16i v16i_shift_right_7(v16i a) /* rounds down */
+V16_INLINE v16i v16i_shift_right_7(v16i a) /* rounds down */
 {
     V16_LANES a.x[i_] >>= 7;
     return a;
 }
 
-static inline v16i v16i_shift_left_7(v16i a)
+V16_INLINE v16i v16i_shift_left_7(v16i a)
 {
     V16_LANES a.x[i_] *= 128;
     return a;
 }
 
-static inline int32_t v16i_sum(v16i a)
+V16_INLINE int32_t v16i_sum(v16i a)
 {
     int32_t r = 0;
 
@@ -250,7 +257,7 @@ static inline int32_t v16i_sum(v16i a)
     return r;
 }
 
-static inline void v16i_store_i8(int8_t *p, v16i a) /* lanes within -128..127 */
+V16_INLINE void v16i_store_i8(int8_t *p, v16i a) /* lanes within -128..127 */
 {
     V16_LANES p[i_] = (int8_t) a.x[i_];
 }
