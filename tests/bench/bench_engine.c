@@ -1,0 +1,328 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What the engine makes of a model, in one process: prompt and answer rates for 1, 4 and 16
+ * sequences, and how much of a step is spent outside the backend's operations (planning, sampling,
+ * text). usage: bench_engine [MODEL.gguf]; without an argument the default model.
+ *
+ * Method: jobs through a scheduler whose backend is a shim that times every operation and hands it
+ * on. Prompts are random and all different, so the prefix cache finds nothing. The best of REPEATS
+ * runs counts: the machine may be shared.
+ */
+#include <fcntl.h>
+
+#include "engine/serve/philox.h"
+#include "engine/serve/scheduler.h"
+#include "tests/lib/golden.h"
+
+enum { REPEATS = 3, PROMPT = 512, ANSWER = 128, START = 8, CONTEXT = 1024, BATCH = 512, MANY = 16 };
+
+/* --- a backend that times another --- */
+
+struct shim {
+    struct ds_backend table; /* first: a struct ds_backend pointer is a struct shim pointer */
+    struct ds_backend *inner;
+    uint64_t nsec; /* spent in operations */
+};
+
+#define INNER(backend) (((struct shim *) (backend))->inner)
+
+#define TIMED(backend, call)                                                                       \
+    ({                                                                                             \
+        struct ds_backend *b = INNER(backend);                                                     \
+        uint64_t before_ = ds_now_nsec();                                                          \
+        int r_ = b->call;                                                                          \
+        ((struct shim *) (backend))->nsec += ds_now_nsec() - before_;                              \
+        r_;                                                                                        \
+    })
+
+static struct ds_buffer *shim_buffer_new(struct ds_backend *backend, size_t n)
+{
+    return INNER(backend)->buffer_new(INNER(backend), n);
+}
+
+static void shim_buffer_free(struct ds_backend *backend, struct ds_buffer *buffer)
+{
+    INNER(backend)->buffer_free(INNER(backend), buffer);
+}
+
+static int shim_write(struct ds_backend *backend, struct ds_buffer *to, const float *from, size_t n)
+{
+    return INNER(backend)->write(INNER(backend), to, from, n);
+}
+
+static int shim_read(struct ds_backend *backend, float *to, const struct ds_buffer *from,
+                     size_t offset, size_t n)
+{
+    return TIMED(backend, read(b, to, from, offset, n));
+}
+
+static int shim_weight_new(struct ds_backend *backend, const struct ds_tensor *tensor, bool gather,
+                           struct ds_weight **ret)
+{
+    return INNER(backend)->weight_new(INNER(backend), tensor, gather, ret);
+}
+
+static void shim_weight_free(struct ds_backend *backend, struct ds_weight *weight)
+{
+    INNER(backend)->weight_free(INNER(backend), weight);
+}
+
+static int shim_kv_new(struct ds_backend *backend, const struct ds_kv_geometry *geometry,
+                       struct ds_kv **ret)
+{
+    return INNER(backend)->kv_new(INNER(backend), geometry, ret);
+}
+
+static void shim_kv_free(struct ds_backend *backend, struct ds_kv *kv)
+{
+    INNER(backend)->kv_free(INNER(backend), kv);
+}
+
+static int shim_embed(struct ds_backend *backend, struct ds_buffer *out,
+                      const struct ds_weight *table, const uint32_t *tokens, uint32_t n)
+{
+    return TIMED(backend, embed(b, out, table, tokens, n));
+}
+
+static int shim_rms_norm(struct ds_backend *backend, struct ds_buffer *out,
+                         const struct ds_buffer *in, const struct ds_buffer *gamma, uint32_t n,
+                         uint32_t width, float epsilon)
+{
+    return TIMED(backend, rms_norm(b, out, in, gamma, n, width, epsilon));
+}
+
+static int shim_matmul(struct ds_backend *backend, const struct ds_product *products,
+                       unsigned n_products, const struct ds_buffer *in, uint32_t n)
+{
+    return TIMED(backend, matmul(b, products, n_products, in, n));
+}
+
+static int shim_rope(struct ds_backend *backend, struct ds_buffer *x, const struct ds_rope *rope,
+                     const uint32_t *positions, uint32_t n, uint32_t n_heads, uint32_t head_dim)
+{
+    return TIMED(backend, rope(b, x, rope, positions, n, n_heads, head_dim));
+}
+
+static int shim_kv_write(struct ds_backend *backend, struct ds_kv *kv, uint32_t layer,
+                         const struct ds_buffer *k, const struct ds_buffer *v,
+                         const struct ds_batch *batch)
+{
+    return TIMED(backend, kv_write(b, kv, layer, k, v, batch));
+}
+
+static int shim_attention(struct ds_backend *backend, struct ds_buffer *out,
+                          const struct ds_buffer *q, const struct ds_kv *kv, uint32_t layer,
+                          const struct ds_batch *batch, uint32_t n_heads, float scale)
+{
+    return TIMED(backend, attention(b, out, q, kv, layer, batch, n_heads, scale));
+}
+
+static int shim_silu_mul(struct ds_backend *backend, struct ds_buffer *out,
+                         const struct ds_buffer *gate, const struct ds_buffer *up, uint32_t n,
+                         uint32_t width)
+{
+    return TIMED(backend, silu_mul(b, out, gate, up, n, width));
+}
+
+static int shim_gather(struct ds_backend *backend, struct ds_buffer *out,
+                       const struct ds_buffer *in, const uint32_t *rows, uint32_t n, uint32_t width)
+{
+    return TIMED(backend, gather(b, out, in, rows, n, width));
+}
+
+static void shim_init(struct shim *shim, struct ds_backend *inner)
+{
+    *shim = (struct shim){ .table = *inner, .inner = inner };
+    shim->table.buffer_new = shim_buffer_new;
+    shim->table.buffer_free = shim_buffer_free;
+    shim->table.write = shim_write;
+    shim->table.read = shim_read;
+    shim->table.weight_new = shim_weight_new;
+    shim->table.weight_free = shim_weight_free;
+    shim->table.kv_new = shim_kv_new;
+    shim->table.kv_free = shim_kv_free;
+    shim->table.embed = shim_embed;
+    shim->table.rms_norm = shim_rms_norm;
+    shim->table.matmul = shim_matmul;
+    shim->table.rope = shim_rope;
+    shim->table.kv_write = shim_kv_write;
+    shim->table.attention = shim_attention;
+    shim->table.silu_mul = shim_silu_mul;
+    shim->table.gather = shim_gather;
+}
+
+/* --- jobs --- */
+
+struct bench {
+    struct shim shim;
+    struct ds_checkpoint *checkpoint;
+    struct ds_tokenizer *tokenizer;
+    struct ds_model *model;
+    struct ds_scheduler *scheduler;
+    uint64_t draw; /* next random number */
+    uint32_t n_tokens;
+};
+
+static int add(struct bench *bench, uint64_t id, uint32_t n_prompt, uint32_t n_answer)
+{
+    struct ds_job job = { .id = id,
+                          .n_prompt = n_prompt,
+                          .max_tokens = n_answer,
+                          .ignore_eos = true,
+                          .sampling = { .temperature = 0.8f,
+                                        .top_k = 40,
+                                        .top_p = 0.95f,
+                                        .min_p = 0.05f,
+                                        .typical_p = 1.0f,
+                                        .repeat_penalty = 1.0f,
+                                        .seed = id } };
+    struct ds_error error = { "" };
+    int r;
+
+    job.tokens = calloc(n_prompt, sizeof *job.tokens);
+    if (!job.tokens)
+        return -ENOMEM;
+    for (uint32_t i = 0; i < n_prompt; i++)
+        job.tokens[i] =
+            (uint32_t) (ds_philox_uniform(5, bench->draw++) * ds_model_n_vocab(bench->model));
+    r = ds_scheduler_add(bench->scheduler, &job, &error);
+    if (r < 0)
+        fprintf(stderr, "bench_engine: %s\n", error.text);
+    return r;
+}
+
+static void count(void *arg, const struct ds_output *output)
+{
+    ((struct bench *) arg)->n_tokens += output->n_tokens;
+}
+
+/* Steps until idle. Returns seconds of the steps from the one numbered first on; *ret_outside:
+ * their mean microseconds outside the backend. n_tokens then counts the tokens of these steps. */
+static double run(struct bench *bench, unsigned first, double *ret_outside)
+{
+    uint64_t total = 0, outside = 0;
+    unsigned n = 0;
+
+    bench->n_tokens = 0;
+    for (int r = 1; r > 0; n++) {
+        uint64_t before = ds_now_nsec(), spent;
+
+        if (n == first)
+            bench->n_tokens = 0;
+        bench->shim.nsec = 0;
+        r = ds_scheduler_step(bench->scheduler, count, bench);
+        if (r < 0)
+            return -1.0;
+        spent = ds_now_nsec() - before;
+        total += n >= first ? spent : 0;
+        outside += n >= first ? spent - bench->shim.nsec : 0;
+    }
+    *ret_outside = (double) outside / 1e3 / (n > first ? n - first : 1);
+    return (double) total / 1e9;
+}
+
+static int measure_prompt(struct bench *bench)
+{
+    double best = 0.0, outside = 0.0;
+
+    for (unsigned i = 0; i < REPEATS; i++) {
+        double aside, seconds;
+
+        if (add(bench, i, PROMPT, 1) < 0)
+            return -1;
+        seconds = run(bench, 0, &aside);
+        if (seconds <= 0.0)
+            return -1;
+        if (PROMPT / seconds > best) {
+            best = PROMPT / seconds;
+            outside = aside;
+        }
+    }
+    printf("pp%d            %8.1f tokens/s   %7.1f us of a step outside the backend\n", PROMPT,
+           best, outside);
+    return 0;
+}
+
+static int measure_answers(struct bench *bench, unsigned n_streams)
+{
+    double best = 0.0, outside = 0.0;
+
+    for (unsigned i = 0; i < REPEATS; i++) {
+        double aside, seconds;
+
+        for (unsigned s = 0; s < n_streams; s++) {
+            if (add(bench, s, START, ANSWER + 1) < 0)
+                return -1;
+        }
+        seconds = run(bench, 1, &aside); /* the first step computes the prompts */
+        if (seconds <= 0.0)
+            return -1;
+        if (bench->n_tokens / seconds > best) {
+            best = bench->n_tokens / seconds;
+            outside = aside;
+        }
+    }
+    printf("tg%d x %-2u       %8.1f tokens/s   %7.1f us of a step outside the backend\n", ANSWER,
+           n_streams, best, outside);
+    return 0;
+}
+
+static int load(struct bench *bench, struct ds_backend *cpu, const char *path)
+{
+    struct ds_scheduler_options options = { .n_blocks = MANY * CONTEXT / DS_KV_BLOCK,
+                                            .context = CONTEXT,
+                                            .batch_tokens_max = BATCH,
+                                            .sequences_max = MANY };
+    struct ds_error error = { "" };
+    int fd = open(path, O_RDONLY | O_CLOEXEC), r;
+
+    if (fd < 0) {
+        fprintf(stderr, "bench_engine: %s: %s\n", path, strerror(errno));
+        return -errno;
+    }
+    shim_init(&bench->shim, cpu);
+    r = ds_checkpoint_open(&bench->checkpoint, &fd, 1, path, false, &error);
+    (void) close(fd);
+    if (r == 0)
+        r = ds_tokenizer_new(&bench->tokenizer, ds_checkpoint_vocab(bench->checkpoint), &error);
+    if (r == 0)
+        r = ds_model_load(&bench->model, &bench->shim.table, bench->checkpoint, BATCH, MANY, NULL,
+                          NULL, &error);
+    if (r == 0)
+        r = ds_scheduler_new(&bench->scheduler, &bench->shim.table, bench->model, bench->tokenizer,
+                             &options, &error);
+    if (r < 0)
+        fprintf(stderr, "bench_engine: %s\n", error.text);
+    return r;
+}
+
+int main(int argc, char **argv)
+{
+    const char *path = argc > 1 ? argv[1] : ds_default_model_path();
+    struct ds_cpu_options options = { .spin_usec = 50 };
+    struct ds_backend *cpu = NULL;
+    struct bench bench = { 0 };
+    bool done;
+
+    (void) setvbuf(stdout, NULL, _IOLBF, 0);
+    if (!path) {
+        printf("skip: no model: give a GGUF file, or fetch the default one with make model\n");
+        return 77;
+    }
+    if (ds_backend_cpu(&cpu, &options) < 0) {
+        fprintf(stderr, "bench_engine: the CPU backend does not start\n");
+        return 1;
+    }
+    done = load(&bench, cpu, path) == 0;
+    if (done) {
+        printf("%s on %s\n", path, cpu->describe(cpu));
+        done = measure_prompt(&bench) == 0 && measure_answers(&bench, 1) == 0 &&
+               measure_answers(&bench, 4) == 0 && measure_answers(&bench, MANY) == 0;
+    }
+    (void) ds_scheduler_free(bench.scheduler);
+    (void) ds_model_free(bench.model);
+    (void) ds_tokenizer_free(bench.tokenizer);
+    (void) ds_checkpoint_free(bench.checkpoint);
+    cpu->close(cpu);
+    return done ? 0 : 1;
+}
