@@ -48,12 +48,10 @@ static int check_entry(const struct ds_channel *channel, const struct ds_sqe *en
     return 0;
 }
 
-static int refuse(struct ds_channel *channel, int error)
+/* Statistics have one writer, so adding needs no more than this. */
+static void count(_Atomic uint32_t *statistic)
 {
-    _Atomic uint32_t *count = &channel->c_hot->sq_invalid;
-
-    ds_store(count, ds_load(count) + 1);
-    return error;
+    ds_store(statistic, ds_load(statistic) + 1);
 }
 
 int ds_channel_receive(struct ds_channel *channel, struct ds_sqe *ret_entry,
@@ -75,8 +73,10 @@ int ds_channel_receive(struct ds_channel *channel, struct ds_sqe *ret_entry,
     ds_entry_copy(ret_entry, &channel->sqes[server->sq_read & (channel->layout.sq_entries - 1)]);
     server->sq_read++;
     r = check_entry(channel, ret_entry);
-    if (r < 0)
-        return refuse(channel, r);
+    if (r < 0) {
+        count(&channel->c_hot->sq_invalid);
+        return r;
+    }
     copy = ds_scratch_need(&channel->scratch, ret_entry->payload_len);
     if (!copy)
         return -ENOMEM;
@@ -139,9 +139,8 @@ static bool room(const struct ds_channel *channel, size_t len, bool last)
 static int full(struct ds_channel *channel)
 {
     struct ds_server *server = &channel->server;
-    _Atomic uint32_t *count = &channel->c_hot->cq_stalls;
 
-    ds_store(count, ds_load(count) + 1);
+    count(&channel->c_hot->cq_stalls);
     server->refused = true;
     server->refused_at = server->cq_head;
     return DS_CHANNEL_FULL;
@@ -184,6 +183,8 @@ int ds_channel_post(struct ds_channel *channel, const struct ds_cqe *entry, cons
     } else if (len) {
         memcpy(cqe.u.data, payload, len);
     }
+    if (cqe.flags & DS_CQE_COALESCED)
+        count(&channel->c_hot->coalesced);
     server->refused = false;
     server->rsp_end[slot] = server->rsp_tail;
     channel->cqes[slot] = cqe;

@@ -133,8 +133,8 @@ struct ds_c_header { /* page 0 of C; written once before the handshake */
 enum {
     DS_SQ_NEED_WAKEUP = 1u << 0,
     DS_SQ_DRAINING = 1u << 1,
-    DS_SQ_OVERLOADED = 1u << 2,
-    DS_SQ_NEED_ROOM = 1u << 3, /* in the completion ring */
+    DS_SQ_OVERLOADED = 1u << 2, /* reserved */
+    DS_SQ_NEED_ROOM = 1u << 3,  /* in the completion ring */
 };
 enum {
     DS_CQ_NEED_WAKEUP = 1u << 0,

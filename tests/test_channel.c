@@ -237,6 +237,7 @@ static void entries_are_kept_back_for_the_last_message_of_every_request(void **s
     for (uint64_t i = 5; i < 8; i++) /* max_inflight of them */
         assert_int_equal(post(pair.server, i, 40, true), DS_CHANNEL_OK);
     assert_int_equal(post(pair.server, 8, 0, true), DS_CHANNEL_FULL);
+    assert_int_equal(ds_load(&pair.submitter->c_hot->cq_stalls), 3);
     ds_channel_publish(pair.server);
     for (uint64_t i = 0; i < 8; i++)
         assert_next(pair.submitter, i, 40);
@@ -343,6 +344,7 @@ static void an_entry_arrives_with_all_its_fields(void **state)
     assert_int_equal(back.n_tokens, 2);
     assert_int_equal(back.flags, DS_CQE_COALESCED); /* where the payload lies is not the caller's */
     assert_memory_equal(payload, &tokens, 10);
+    assert_int_equal(ds_load(&pair.submitter->c_hot->coalesced), 1);
 }
 
 static void defaults_and_limits_shape_the_layout(void **state)
