@@ -1,0 +1,190 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "daemon/dispatch.h"
+
+#include "daemon/call.h"
+#include "daemon/log.h"
+#include "daemon/residency.h"
+#include "daemon/server.h"
+#include "daemon/session.h"
+
+#include <inttypes.h>
+
+/* --- before there is a call --- */
+
+static bool id_taken(const struct ds_session *session, uint64_t req_id)
+{
+    const struct ds_call *call;
+
+    ds_list_each(call, &session->calls, in_session)
+    {
+        if (call->req_id == req_id)
+            return true;
+    }
+    return false;
+}
+
+static bool refused(struct ds_session *session, const struct ds_sqe *entry)
+{
+    const struct ds_config *config = &session->server->config;
+
+    if (session->server->draining)
+        ds_session_refuse(session, entry->req_id, DS__ERROR__CODE__DRAINING, 1000,
+                          "dsd is stopping; connect again");
+    else if (session->n_calls >= config->requests_per_client)
+        ds_session_refuse(session, entry->req_id, DS__ERROR__CODE__BUSY, 100,
+                          "%u requests are in flight on this connection, which is the limit "
+                          "(requests_per_client)",
+                          session->n_calls);
+    else if (id_taken(session, entry->req_id))
+        ds_session_refuse(session, entry->req_id, DS__ERROR__CODE__INVALID, 0,
+                          "request number %" PRIu64 " is in use", entry->req_id);
+    else
+        return false;
+    return true;
+}
+
+/* The same request, coming again after a reconnect: goes on where it was. */
+static bool attached(struct ds_session *session, const struct ds_sqe *entry)
+{
+    static const uint8_t no_key[16];
+    struct ds_call *call;
+
+    if (memcmp(entry->idem_key, no_key, sizeof no_key) == 0)
+        return false;
+    call = ds_call_by_key(session->server, session->peer.uid, entry->idem_key);
+    if (!call)
+        return false;
+    if (ds_call_attach(call, session, entry) == 0)
+        return true;
+    if (call->session) { /* still served elsewhere, and yet with other tokens: not the same */
+        ds_session_refuse(session, entry->req_id, DS__ERROR__CODE__INVALID, 0,
+                          "the idempotency key is in use");
+        return true;
+    }
+    ds_list_remove(&call->by_key);
+    call->has_key = false;
+    ds_call_cancel(call); /* what the client has does not fit what we have: begin anew */
+    return false;
+}
+
+/* --- what the engine answers --- */
+
+static const Ds__ModelRef *model_of(const Ds__Request *request)
+{
+    switch (request->op_case) {
+    case DS__REQUEST__OP_GENERATE:
+        return request->generate->model;
+    case DS__REQUEST__OP_LOAD:
+        return request->load->model;
+    case DS__REQUEST__OP_TOKENIZE:
+        return request->tokenize->model;
+    case DS__REQUEST__OP_DETOKENIZE:
+        return request->detokenize->model;
+    case DS__REQUEST__OP_TEMPLATE:
+        return request->template_->model;
+    case DS__REQUEST__OP_SCORE:
+        return request->score->model;
+    default:
+        return NULL;
+    }
+}
+
+static void start_on_model(struct ds_call *call, const Ds__Request *request)
+{
+    struct ds_server *server = call->server;
+    struct ds_error error = { 0 };
+    struct ds_resident *resident;
+    int code;
+
+    code = ds_resident_resolve(server, call->session, model_of(request), &resident, &error);
+    if (code) {
+        ds_call_fail(call, (Ds__Error__Code) code, 0, "%s", error.text);
+        return;
+    }
+    if (request->op_case == DS__REQUEST__OP_LOAD && request->load->context &&
+        resident->state == DS_RESIDENT_QUEUED && resident->files_sent == 0)
+        resident->context = request->load->context;
+    ds_resident_join(resident, call);
+    call->state = DS_CALL_LOADING;
+    if (resident->state == DS_RESIDENT_RESIDENT) {
+        call->state = DS_CALL_WAITING;
+        if (request->op_case == DS__REQUEST__OP_LOAD)
+            ds_verb_loaded(call);
+        else
+            ds_engine_link_pump(&server->engine);
+        return;
+    }
+    ds_call_progress(call, resident->state == DS_RESIDENT_QUEUED ? "queued" : "loading",
+                     resident->fraction);
+    ds_residents_kick(server);
+}
+
+static void start_show(struct ds_call *call, const Ds__Request *request)
+{
+    ds_cleanup(ds_model_files_free_p) struct ds_model_files *files = NULL;
+    struct ds_server *server = call->server;
+    Ds__LinkLoad load = DS__LINK_LOAD__INIT;
+    struct ds_error error = { 0 };
+    unsigned sent = 0;
+    int code, r;
+
+    code = ds_resident_files(server, call->session, request->show->model, &files, &error);
+    if (code) {
+        ds_call_fail(call, (Ds__Error__Code) code, 0, "%s", error.text);
+        return;
+    }
+    load.req_id = ++server->next_id;
+    load.name = files->name;
+    load.n_files = files->n_files;
+    load.inspect_only = true;
+    load.want_tensors = request->show->tensors;
+    r = ds_engine_process_load(&server->engine, &load, files, &sent);
+    if (r < 0) {
+        if (sent > 0)
+            ds_engine_process_condemn(&server->engine, "its socket does not take a model");
+        ds_call_fail(call, DS__ERROR__CODE__BUSY, 500,
+                     "the engine is not ready; try again in a moment");
+        return;
+    }
+    ds_call_sent(call, load.req_id);
+    call->inspecting = true;
+}
+
+void ds_dispatch_submit(struct ds_session *session, const struct ds_sqe *entry, const void *payload)
+{
+    ds_cleanup(ds_message_free_p) Ds__Request *request = NULL;
+    struct ds_error error = { 0 };
+    struct ds_call *call;
+    uint64_t deadline = entry->deadline_ns;
+    int r;
+
+    if (refused(session, entry) || attached(session, entry))
+        return;
+    r = ds_message_unpack(&ds__request__descriptor, payload, entry->payload_len, &request);
+    if (r < 0 || request->op_case == DS__REQUEST__OP__NOT_SET) {
+        ds_session_refuse(session, entry->req_id,
+                          r == -ENOMEM ? DS__ERROR__CODE__BUSY : DS__ERROR__CODE__INVALID, 0,
+                          r == 0 ? "the request asks for nothing that this dsd knows"
+                                 : "malformed request: %s",
+                          strerror(-r));
+        return;
+    }
+    r = ds_call_new(&call, session, entry, payload, request->op_case, &error);
+    if (r != 0) {
+        ds_session_refuse(session, entry->req_id, DS__ERROR__CODE__BUSY, 100, "%s",
+                          r < 0 ? "no memory" : error.text);
+        return;
+    }
+    if (request->op_case == DS__REQUEST__OP_GENERATE) {
+        const Ds__Generate *generate = request->generate;
+
+        call->n_given = generate->delivered ? (uint32_t) generate->delivered->n_ids : 0;
+        if (generate->deadline_nsec && (!deadline || generate->deadline_nsec < deadline))
+            deadline = generate->deadline_nsec;
+    }
+    ds_call_set_deadline(call, deadline);
+    if (request->op_case == DS__REQUEST__OP_SHOW)
+        start_show(call, request);
+    else if (model_of(request) || !ds_verb_answer(call, request))
+        start_on_model(call, request);
+}

@@ -1,0 +1,277 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "daemon/registry.h"
+
+#include <ctype.h>
+#include <dirent.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <sys/stat.h>
+
+#define DIRECTORIES_MAX 16u
+#define ENTRIES_MAX     65536u
+
+struct directory {
+    char *path;
+    struct timespec changed; /* mtime when it was read */
+    bool read;
+};
+
+struct ds_registry {
+    struct directory directories[DIRECTORIES_MAX];
+    unsigned n_directories;
+    struct ds_registry_entry *entries;
+    unsigned n_entries, size;
+};
+
+int ds_registry_new(struct ds_registry **ret_registry, const char *directories)
+{
+    struct ds_registry *registry = calloc(1, sizeof(*registry));
+    ds_cleanup(ds_free_p) char *copy = strdup(directories);
+    char *rest = NULL;
+
+    if (!registry || !copy) {
+        free(registry);
+        return -ENOMEM;
+    }
+    for (char *path = strtok_r(copy, ":", &rest); path && registry->n_directories < DIRECTORIES_MAX;
+         path = strtok_r(NULL, ":", &rest)) {
+        struct directory *directory = &registry->directories[registry->n_directories];
+
+        directory->path = strdup(path);
+        if (!directory->path) {
+            (void) ds_registry_free(registry);
+            return -ENOMEM;
+        }
+        registry->n_directories++;
+    }
+    ds_registry_refresh(registry);
+    *ret_registry = registry;
+    return 0;
+}
+
+struct ds_registry *ds_registry_free(struct ds_registry *registry)
+{
+    if (!registry)
+        return NULL;
+    for (unsigned i = 0; i < registry->n_directories; i++)
+        free(registry->directories[i].path);
+    free(registry->entries);
+    free(registry);
+    return NULL;
+}
+
+/* --- names --- */
+
+/* Is this the tail -00001-of-00003 of a split's name? Five digits each. */
+static bool split_tail(const char *tail, unsigned *ret_number, unsigned *ret_n)
+{
+    unsigned number = 0, n = 0;
+
+    if (strlen(tail) != 15 || tail[0] != '-' || strncmp(tail + 6, "-of-", 4) != 0)
+        return false;
+    for (int i = 0; i < 5; i++) {
+        if (!isdigit((unsigned char) tail[1 + i]) || !isdigit((unsigned char) tail[10 + i]))
+            return false;
+        number = number * 10 + (unsigned) (tail[1 + i] - '0');
+        n = n * 10 + (unsigned) (tail[10 + i] - '0');
+    }
+    *ret_number = number;
+    *ret_n = n;
+    return number >= 1 && number <= n && n <= DS_MODEL_FILES_MAX;
+}
+
+/* "x.gguf" -> "x"; false where it is no model's name. */
+static bool file_stem(const char *file, char stem[NAME_MAX + 1])
+{
+    size_t length = strlen(file);
+
+    if (file[0] == '.' || length <= 5 || length > NAME_MAX ||
+        strcmp(file + length - 5, ".gguf") != 0)
+        return false;
+    memcpy(stem, file, length - 5);
+    stem[length - 5] = 0;
+    return true;
+}
+
+/* --- reading the directories --- */
+
+static struct ds_registry_entry *find(const struct ds_registry *registry, const char *name)
+{
+    for (unsigned i = 0; i < registry->n_entries; i++)
+        if (strcmp(registry->entries[i].name, name) == 0)
+            return &registry->entries[i];
+    return NULL;
+}
+
+static struct ds_registry_entry *entry_new(struct ds_registry *registry)
+{
+    if (registry->n_entries == registry->size) {
+        unsigned size = registry->size ? registry->size * 2 : 32;
+        struct ds_registry_entry *entries =
+            size > ENTRIES_MAX ? NULL : realloc(registry->entries, size * sizeof(*entries));
+
+        if (!entries)
+            return NULL;
+        registry->entries = entries;
+        registry->size = size;
+    }
+    registry->entries[registry->n_entries] = (struct ds_registry_entry){ 0 };
+    return &registry->entries[registry->n_entries++];
+}
+
+/* Enters one file; the first directory that has a name wins. */
+static void enter(struct ds_registry *registry, unsigned directory, const char *file,
+                  uint64_t bytes)
+{
+    char stem[NAME_MAX + 1];
+    unsigned number = 1, n = 1;
+    struct ds_registry_entry *entry;
+    bool split = false;
+    size_t length;
+
+    if (!file_stem(file, stem))
+        return;
+    length = strlen(stem);
+    if (length > 15 && split_tail(stem + length - 15, &number, &n)) {
+        stem[length - 15] = 0;
+        split = true;
+    }
+    if (strlen(stem) > DS_MODEL_NAME_MAX)
+        return;
+    entry = find(registry, stem);
+    if (!entry) {
+        entry = entry_new(registry);
+        if (!entry)
+            return;
+        (void) snprintf(entry->name, sizeof entry->name, "%s", stem);
+        entry->directory = directory;
+        entry->n_files = n;
+        entry->split = split;
+    }
+    if (entry->directory != directory || entry->n_files != n || entry->split != split)
+        return;
+    entry->n_found++;
+    entry->bytes += bytes;
+}
+
+static void read_directory(struct ds_registry *registry, unsigned index)
+{
+    struct directory *directory = &registry->directories[index];
+    DIR *stream = opendir(directory->path);
+    const struct dirent *item;
+    struct stat status;
+
+    directory->read = true;
+    if (!stream)
+        return;
+    while ((item = readdir(stream)))
+        if (fstatat(dirfd(stream), item->d_name, &status, AT_SYMLINK_NOFOLLOW) == 0 &&
+            S_ISREG(status.st_mode))
+            enter(registry, index, item->d_name, (uint64_t) status.st_size);
+    (void) closedir(stream);
+}
+
+static int by_name(const void *a, const void *b)
+{
+    return strcmp(((const struct ds_registry_entry *) a)->name,
+                  ((const struct ds_registry_entry *) b)->name);
+}
+
+void ds_registry_refresh(struct ds_registry *registry)
+{
+    bool changed = false;
+
+    for (unsigned i = 0; i < registry->n_directories; i++) {
+        struct directory *directory = &registry->directories[i];
+        struct stat status = { 0 };
+
+        (void) stat(directory->path, &status);
+        if (!directory->read || status.st_mtim.tv_sec != directory->changed.tv_sec ||
+            status.st_mtim.tv_nsec != directory->changed.tv_nsec)
+            changed = true;
+        directory->changed = status.st_mtim;
+    }
+    if (!changed)
+        return;
+    registry->n_entries = 0;
+    for (unsigned i = 0; i < registry->n_directories; i++)
+        read_directory(registry, i);
+    if (registry->n_entries > 0)
+        qsort(registry->entries, registry->n_entries, sizeof(*registry->entries), by_name);
+}
+
+const struct ds_registry_entry *ds_registry_entries(const struct ds_registry *registry,
+                                                    unsigned *ret_n)
+{
+    *ret_n = registry->n_entries;
+    return registry->entries;
+}
+
+const char *ds_registry_default(const struct ds_registry *registry, const char *preset)
+{
+    if (*preset)
+        return preset;
+    return registry->n_entries == 1 ? registry->entries[0].name : NULL;
+}
+
+/* --- opening --- */
+
+static int open_file(const struct directory *directory, const char *file,
+                     struct ds_model_files *files, struct ds_error *error)
+{
+    ds_cleanup(ds_close_p) int directory_fd =
+        open(directory->path, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    int fd;
+
+    if (directory_fd < 0)
+        return ds_error_set(error, -errno, "%s: %s", directory->path, strerror(errno));
+    /* Not blocking: a FIFO put there meanwhile must not hold us up. */
+    fd = openat(directory_fd, file, O_RDONLY | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+    if (fd < 0)
+        return ds_error_set(error, -errno, "%s/%s: %s", directory->path, file, strerror(errno));
+    return ds_model_files_add(files, fd, error);
+}
+
+int ds_registry_open(struct ds_registry *registry, const char *name,
+                     struct ds_model_files **ret_files, struct ds_error *error)
+{
+    ds_cleanup(ds_model_files_free_p) struct ds_model_files *files = NULL;
+    char stem[NAME_MAX + 1], file[2 * NAME_MAX];
+    const struct ds_registry_entry *entry;
+    int r;
+
+    if (strlen(name) > DS_MODEL_NAME_MAX || strchr(name, '/')) {
+        (void) ds_error_set(error, 0,
+                            "model %.80s: not a name in the models directory; a file elsewhere "
+                            "is opened by the client and handed over",
+                            name);
+        return DS_REGISTRY_UNKNOWN;
+    }
+    ds_registry_refresh(registry);
+    entry = find(registry, name);
+    if (!entry && file_stem(name, stem))
+        entry = find(registry, stem);
+    if (!entry) {
+        (void) ds_error_set(error, 0, "model %s: no such model; `dsctl list` shows those there are",
+                            name);
+        return DS_REGISTRY_UNKNOWN;
+    }
+    if (entry->n_found != entry->n_files) {
+        (void) ds_error_set(error, 0, "model %s: only %u of %u files are there", entry->name,
+                            entry->n_found, entry->n_files);
+        return DS_REGISTRY_INCOMPLETE;
+    }
+    r = ds_model_files_new(&files, entry->name, entry->n_files);
+    for (unsigned i = 0; r == 0 && i < entry->n_files; i++) {
+        if (entry->split)
+            (void) snprintf(file, sizeof file, "%s-%05u-of-%05u.gguf", entry->name, i + 1,
+                            entry->n_files);
+        else
+            (void) snprintf(file, sizeof file, "%s.gguf", entry->name);
+        r = open_file(&registry->directories[entry->directory], file, files, error);
+    }
+    if (r < 0)
+        return r;
+    *ret_files = ds_steal(files);
+    return DS_REGISTRY_FOUND;
+}

@@ -1,0 +1,44 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * registry.h - the models directories: which names there are, and which files stand behind them.
+ *
+ * A model is NAME.gguf, or a complete set NAME-00001-of-0000N.gguf ... known as NAME. Directories
+ * are read again when they have changed. Only regular files lying directly in a directory count;
+ * symbolic links are not followed, and a name never contains a slash.
+ */
+#pragma once
+
+#include "daemon/model_files.h"
+
+struct ds_registry;
+
+struct ds_registry_entry {
+    char name[DS_MODEL_NAME_MAX + 1];
+    unsigned directory; /* index in the order given */
+    unsigned n_files;   /* 1, or how many splits */
+    unsigned n_found;   /* of these */
+    uint64_t bytes;
+    bool split;
+};
+
+enum { DS_REGISTRY_FOUND, DS_REGISTRY_UNKNOWN, DS_REGISTRY_INCOMPLETE };
+
+/* directories: separated by colons; those that do not exist (yet) are empty. -ENOMEM. */
+int ds_registry_new(struct ds_registry **ret_registry, const char *directories);
+struct ds_registry *ds_registry_free(struct ds_registry *registry); /* accepts NULL */
+
+/* Looks at the directories again where they have changed. The pointer below it becomes invalid. */
+void ds_registry_refresh(struct ds_registry *registry);
+
+/* All models, sorted by name. Borrowed until the next refresh. */
+const struct ds_registry_entry *ds_registry_entries(const struct ds_registry *registry,
+                                                    unsigned *ret_n);
+
+/* The name that a request means which names none: preset, or "" : the only model there is. NULL:
+ * there is none or more than one. */
+const char *ds_registry_default(const struct ds_registry *registry, const char *preset);
+
+/* Opens the files of name (with or without .gguf). DS_REGISTRY_FOUND, DS_REGISTRY_UNKNOWN,
+ * DS_REGISTRY_INCOMPLETE (splits missing), negative errno; error says it for a person. */
+int ds_registry_open(struct ds_registry *registry, const char *name,
+                     struct ds_model_files **ret_files, struct ds_error *error);

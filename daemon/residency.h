@@ -1,0 +1,95 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * residency.h - which models an engine holds, is loading, or must load again.
+ *
+ *   QUEUED ─▶ LOADING ─▶ RESIDENT ─▶ UNLOADING ─▶ freed
+ *     ▲──────────┴──────────┘ engine died (UNLOADING ones are gone with it)
+ *
+ * Memory is counted while a model is LOADING, RESIDENT or UNLOADING. Where a load does not fit,
+ * idle models that are not pinned go, least recently used first; where that is not enough the load
+ * fails with BUSY. Calls of other models are never held up.
+ */
+#pragma once
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "daemon/list.h"
+#include "daemon/model_files.h"
+#include "proto/message.h"
+
+struct ds_call;
+struct ds_server;
+struct ds_session;
+
+enum ds_resident_state {
+    DS_RESIDENT_QUEUED,
+    DS_RESIDENT_LOADING,
+    DS_RESIDENT_RESIDENT,
+    DS_RESIDENT_UNLOADING,
+};
+
+struct ds_resident {
+    struct ds_list link;  /* ds_server::residents */
+    struct ds_list calls; /* ds_call::in_resident */
+    struct ds_server *server;
+    uint32_t id; /* model_id on the link */
+    enum ds_resident_state state;
+    struct ds_model_files *files; /* owned; kept for the next load */
+    bool from_registry;           /* named by the models directory: anybody may use the name */
+    uint32_t owner;               /* uid of who attached it, where not from_registry */
+    bool pinned;
+    bool evict;  /* to be unloaded as soon as the last call is over */
+    bool reload; /* was resident when the engine died: fits, and waits for nothing */
+    uint32_t context;
+    uint64_t engine_id; /* of the load or unload under way, else 0 */
+    unsigned files_sent;
+    uint64_t load_began_nsec;
+    double load_sec, fraction;
+    uint32_t n_calls;
+    uint64_t last_used_nsec;
+    uint32_t crash_points;
+    /* from the engine, after the first load */
+    char architecture[32], device[32], type[16];
+    uint64_t weight_bytes, kv_bytes, n_parameters;
+    uint32_t positions;
+};
+
+/* The model that reference means for a client, made QUEUED where it is not there yet. On failure
+ * error code and text for the client: returns an Error.Code > 0, or 0. */
+int ds_resident_resolve(struct ds_server *server, struct ds_session *session,
+                        const Ds__ModelRef *reference, struct ds_resident **ret_resident,
+                        struct ds_error *error);
+
+/* The files that reference means, opened afresh (not loaded). As above. */
+int ds_resident_files(struct ds_server *server, struct ds_session *session,
+                      const Ds__ModelRef *reference, struct ds_model_files **ret_files,
+                      struct ds_error *error);
+
+/* Only what is resident, loading or queued; NULL where there is none. */
+struct ds_resident *ds_resident_find(struct ds_server *server, struct ds_session *session,
+                                     const Ds__ModelRef *reference);
+
+struct ds_resident *ds_resident_by_engine(struct ds_server *server, uint64_t engine_id);
+
+void ds_resident_join(struct ds_resident *resident, struct ds_call *call);
+void ds_resident_leave(struct ds_resident *resident, struct ds_call *call); /* may free it */
+
+/* Sends what loads and unloads can go out. */
+void ds_residents_kick(struct ds_server *server);
+
+/* The engine's answers. */
+void ds_resident_loaded(struct ds_resident *resident, const Ds__ModelInfo *info);
+void ds_resident_failed(struct ds_resident *resident, const Ds__Error *error);
+void ds_resident_unloaded(struct ds_resident *resident);
+
+/* Sends it away: cancels its calls where forced. Error.Code, or 0. */
+int ds_resident_unload(struct ds_resident *resident, bool force, struct ds_error *error);
+
+/* The engine is gone: everything must be loaded again; points go to the load under way. */
+void ds_residents_lost(struct ds_server *server, uint32_t crash_points, uint32_t crash_limit);
+
+void ds_residents_free(struct ds_server *server);
+
+/* Fills info for ps; its strings belong to resident. users has room for 64. */
+void ds_resident_info(const struct ds_resident *resident, Ds__ModelInfo *info, uint32_t *users);
