@@ -191,6 +191,9 @@ $(B)/tests/test_%: $(B)/tests/test_%.o $(testlib) $(daemon) $(client) $(engine) 
 	$(say) LINK $@
 	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(daemon_libs) $(engine_libs) $(test_libs) -lcmocka
 
+# Tests that start programs.
+$(filter $(B)/tests/test_daemon%,$(tests)): | $(B)/dsd $(B)/tests/e2e/fake_engine
+
 $(B)/tests/bench/%: $(B)/tests/bench/%.o $(testlib) $(client) $(engine) $(shm) $(proto)
 	$(say) LINK $@
 	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(engine_libs) -lcmocka

@@ -8,9 +8,9 @@
  * where it has an idempotency key, the client's connection (it goes on for a while, waiting to be
  * attached to the next one).
  *
- *   LOADING ─▶ WAITING ─▶ RUNNING ─▶ FINISHED ─▶ freed, or kept for replay
- *      ▲          ▲──────────┘ engine died, or the client reads too slowly
- *      └──────────────────── engine died
+ *   LOADING -> WAITING -> RUNNING -> FINISHED -> freed, or kept for replay
+ *      ^          ^----------+ engine died, or the client reads too slowly
+ *      +---------------------+ engine died
  */
 #pragma once
 

@@ -317,7 +317,6 @@ static int take_output(struct ds_engine_process *engine, const Ds__LinkTokens *o
     struct ds_server *server = engine->server;
     struct ds_call *call = ds_call_by_engine(server, output->req_id);
     Ds__Reply reply = DS__REPLY__INIT;
-    uint32_t was_suspect;
 
     if (!call)
         return 0; /* ended, cancelled or withdrawn meanwhile */
@@ -326,15 +325,12 @@ static int take_output(struct ds_engine_process *engine, const Ds__LinkTokens *o
     if (output->prompt_tokens)
         call->prompt_tokens = output->prompt_tokens;
     engine->failures = 0;
-    was_suspect = call->crash_points;
     if (output->chunk) {
         ds_call_tokens(call, output->chunk);
         call = ds_call_by_engine(server, output->req_id);
     }
-    if (call && call == engine->probation && (call->crash_points < was_suspect)) {
-        engine->probation = NULL;
-        server->n_waiting++; /* the next suspect may try */
-    }
+    if (call && call == engine->probation && call->crash_points == 0)
+        engine->probation = NULL; /* acquitted: the next suspect may try */
     if (!call)
         return 0;
     if (output->error) {
@@ -358,15 +354,6 @@ static int take_step(struct ds_engine_process *engine, const void *bytes, size_t
     return r;
 }
 
-/* The model's name and state are dsd's to say. */
-static void complete_show(struct ds_call *call, Ds__Reply *reply)
-{
-    (void) call;
-    if (reply->result_case == DS__REPLY__RESULT_SHOW && reply->show->model &&
-        !*reply->show->model->state)
-        reply->show->model->state = (char *) "available";
-}
-
 static int take_final(struct ds_engine_process *engine, uint64_t req_id, const void *bytes,
                       size_t size)
 {
@@ -374,7 +361,6 @@ static int take_final(struct ds_engine_process *engine, uint64_t req_id, const v
     struct ds_resident *resident = ds_resident_by_engine(server, req_id);
     struct ds_call *call = ds_call_by_engine(server, req_id);
     ds_cleanup(ds_message_free_p) Ds__LinkReply *link = NULL;
-    char *state;
     int r;
 
     if (!resident && !call)
@@ -389,13 +375,7 @@ static int take_final(struct ds_engine_process *engine, uint64_t req_id, const v
     } else if (call) {
         if (!link->reply || link->reply->result_case == DS__REPLY__RESULT__NOT_SET)
             return -EPROTO;
-        state = link->reply->result_case == DS__REPLY__RESULT_SHOW && link->reply->show->model
-                    ? link->reply->show->model->state
-                    : NULL;
-        complete_show(call, link->reply);
         ds_call_reply(call, link->reply);
-        if (state)
-            link->reply->show->model->state = state;
     }
     return 0;
 }

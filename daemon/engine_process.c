@@ -70,34 +70,34 @@ int ds_engine_process_find(struct ds_engine_process *engine, const char *configu
                         self, self);
 }
 
-/* A variable with a number of the configuration among the inherited environment. */
-static char **environment_new(uint32_t threads, char *text, size_t size)
+/* The environment without what is meant for dsd alone. */
+static char **environment_new(void)
 {
+    static const char *const ours[] = { "NOTIFY_SOCKET=", "WATCHDOG_", "LISTEN_" };
     size_t n = 0, kept = 0;
     char **copy;
 
     while (environ[n])
         n++;
-    copy = calloc(n + 2, sizeof(*copy));
-    if (!copy)
-        return NULL;
-    (void) snprintf(text, size, "DSD_ENGINE_THREADS=%u", threads);
-    for (size_t i = 0; i < n; i++) /* the notify socket is dsd's alone */
-        if (strncmp(environ[i], "NOTIFY_SOCKET=", 14) != 0 &&
-            strncmp(environ[i], "WATCHDOG_", 9) != 0 && strncmp(environ[i], "LISTEN_", 7) != 0 &&
-            (threads == 0 || strncmp(environ[i], "DSD_ENGINE_THREADS=", 19) != 0))
+    copy = calloc(n + 1, sizeof(*copy));
+    for (size_t i = 0; copy && i < n; i++) {
+        bool drop = false;
+
+        for (size_t k = 0; k < sizeof ours / sizeof *ours; k++)
+            drop |= strncmp(environ[i], ours[k], strlen(ours[k])) == 0;
+        if (!drop)
             copy[kept++] = environ[i];
-    if (threads > 0)
-        copy[kept] = text;
+    }
     return copy;
 }
 
 static int spawn(struct ds_engine_process *engine, int link)
 {
-    char *arguments[] = { engine->path, NULL };
-    char threads[48];
-    ds_cleanup(ds_free_p) char **environment =
-        environment_new(engine->server->config.threads, threads, sizeof threads);
+    char threads[16];
+    char *arguments[] = { engine->path,
+                          engine->server->config.threads ? (char *) "--threads" : NULL, threads,
+                          NULL };
+    ds_cleanup(ds_free_p) char **environment = environment_new();
     posix_spawn_file_actions_t actions;
     posix_spawnattr_t attributes;
     sigset_t none, all;
@@ -105,6 +105,7 @@ static int spawn(struct ds_engine_process *engine, int link)
 
     if (!environment)
         return -ENOMEM;
+    (void) snprintf(threads, sizeof threads, "%u", engine->server->config.threads);
     (void) sigemptyset(&none);
     (void) sigfillset(&all);
     (void) posix_spawn_file_actions_init(&actions);
@@ -339,6 +340,7 @@ static void lost(struct ds_engine_process *engine, uint32_t points)
     uint32_t limit = server->config.crashes_max * DS_CRASH_POINTS;
     struct ds_call *call;
 
+    engine->state = DS_ENGINE_DYING;
     if (engine->channel && !engine->lied) /* what it had said before it died still counts */
         while (ds_engine_link_drain(engine))
             ;
@@ -410,6 +412,7 @@ int ds_engine_process_load(struct ds_engine_process *engine, const Ds__LinkLoad 
             return r;
         *sent += n;
     }
+    engine->ring_due = true; /* it may sleep on its doorbell */
     return 0;
 }
 

@@ -2,7 +2,7 @@
 /*
  * engine_process.h - dsd-engine as dsd sees it: spawned, spoken to, watched, replaced.
  *
- *   DOWN ─▶ STARTING (READY expected) ─▶ RUNNING ─▶ DYING (killed or hung up; not reaped) ─▶ DOWN
+ *   DOWN -> STARTING (READY expected) -> RUNNING -> DYING (killed or hung up; not reaped) -> DOWN
  *
  * The engine is believed no more than a client: its messages are bounded and copied, ids that dsd
  * does not know are ignored, and a broken protocol costs it its life. Its death costs a pause: the

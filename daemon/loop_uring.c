@@ -14,7 +14,8 @@
 #include <liburing.h>
 #include <sys/socket.h>
 
-#define ENTRIES 256u
+#define ENTRIES    256u
+#define ROUNDS_MAX 4 /* of dispatching before the caller has its turn */
 
 struct uring {
     struct io_uring ring;
@@ -162,7 +163,7 @@ static int reap(struct ds_loop *loop, struct uring *uring)
 static int uring_turn(struct ds_loop *loop, uint64_t timeout_nsec)
 {
     struct uring *uring = loop->backend;
-    int ran = 0, r;
+    int ran = 0, rounds = 0, r;
 
     if (timeout_nsec > 0) {
         struct __kernel_timespec limit = { .tv_sec = (long long) (timeout_nsec / 1000000000u),
@@ -174,7 +175,7 @@ static int uring_turn(struct ds_loop *loop, uint64_t timeout_nsec)
         if (r < 0 && r != -ETIME && r != -EINTR && r != -EBUSY && r != -EAGAIN)
             return r;
     }
-    do { /* with DEFER_TASKRUN one enter runs only so much: go on until nothing comes */
+    do { /* with DEFER_TASKRUN one enter runs only so much: what is left comes soon */
         if (uring_pending(loop) || !uring->taskrun_flag) {
             r = io_uring_submit_and_get_events(&uring->ring);
             if (r < 0 && r != -EINTR && r != -EBUSY && r != -EAGAIN)
@@ -182,7 +183,7 @@ static int uring_turn(struct ds_loop *loop, uint64_t timeout_nsec)
         }
         r = reap(loop, uring);
         ran += r;
-    } while (r > 0);
+    } while (r > 0 && ++rounds < ROUNDS_MAX);
     return ran;
 }
 

@@ -2,8 +2,8 @@
 /*
  * residency.h - which models an engine holds, is loading, or must load again.
  *
- *   QUEUED ─▶ LOADING ─▶ RESIDENT ─▶ UNLOADING ─▶ freed
- *     ▲──────────┴──────────┘ engine died (UNLOADING ones are gone with it)
+ *   QUEUED -> LOADING -> RESIDENT -> UNLOADING -> freed
+ *     ^-----------+----------+ engine died (UNLOADING ones are gone with it)
  *
  * Memory is counted while a model is LOADING, RESIDENT or UNLOADING. Where a load does not fit,
  * idle models that are not pinned go, least recently used first; where that is not enough the load

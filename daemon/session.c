@@ -120,6 +120,8 @@ void ds_session_drop(struct ds_session *session, const char *reason, bool goodby
         ds_log(LOG_NOTICE, "client %s (pid %u, uid %u) dropped: %s", session->program,
                session->peer.pid, session->peer.uid, reason);
     session->state = DS_SESSION_DEAD;
+    session->on_socket = ds_watch_remove(session->on_socket);
+    session->on_bell = ds_watch_remove(session->on_bell);
     ds_list_remove(&session->hot);
     ds_list_remove(&session->dirty);
     ds_list_move(&server->dead, &session->link);
@@ -140,9 +142,8 @@ void ds_session_warm(struct ds_session *session)
 
 bool ds_session_cool(struct ds_session *session)
 {
-    if (session->held)
-        ds_channel_wake(session->channel); /* what it submits must wait for room; the timer looks */
-    else if (!ds_channel_sleep(session->channel))
+    /* While an answer is held, what it submits must wait: the stall timer looks after it. */
+    if (!ds_channel_sleep(session->channel) && !session->held)
         return false;
     ds_list_remove(&session->hot);
     return true;
@@ -165,6 +166,12 @@ static void stall_begin(struct ds_session *session)
                         now + STALL_RETRY_NSEC + waited / 16, on_stall, session);
 }
 
+static void mark_dirty(struct ds_session *session)
+{
+    if (ds_list_empty(&session->dirty))
+        ds_list_append(&session->server->dirty, &session->dirty);
+}
+
 int ds_session_post(struct ds_session *session, const struct ds_cqe *entry, const void *payload,
                     size_t size, bool last)
 {
@@ -183,8 +190,7 @@ int ds_session_post(struct ds_session *session, const struct ds_cqe *entry, cons
         return r;
     }
     session->stalled_since_nsec = 0;
-    if (ds_list_empty(&session->dirty))
-        ds_list_append(&session->server->dirty, &session->dirty);
+    mark_dirty(session);
     return 0;
 }
 
@@ -247,6 +253,26 @@ static bool anything_stalled(const struct ds_session *session)
     return false;
 }
 
+/* There may be room now. */
+static void retry(struct ds_session *session)
+{
+    struct ds_call *call;
+
+    if (session->held) {
+        post_held(session);
+        if (session->held || session->state != DS_SESSION_ACTIVE)
+            return;
+        ds_session_warm(session);
+    }
+    ds_list_each(call, &session->calls, in_session)
+    {
+        if (call->stalled)
+            ds_call_deliver(call);
+        if (session->state != DS_SESSION_ACTIVE)
+            return;
+    }
+}
+
 static void on_stall(void *owner)
 {
     struct ds_session *session = owner;
@@ -256,18 +282,9 @@ static void on_stall(void *owner)
 
     if (session->state != DS_SESSION_ACTIVE)
         return;
-    if (session->held) {
-        post_held(session);
-        if (!session->held)
-            ds_session_warm(session);
-    }
-    ds_list_each(call, &session->calls, in_session)
-    {
-        if (call->stalled)
-            ds_call_deliver(call);
-        if (session->state != DS_SESSION_ACTIVE)
-            return;
-    }
+    retry(session);
+    if (session->state != DS_SESSION_ACTIVE)
+        return;
     late = session->stalled_since_nsec && ds_now_nsec() - session->stalled_since_nsec > limit;
     if (late && session->held) {
         ds_session_drop(session, "it does not read its completions", false);
@@ -336,10 +353,16 @@ bool ds_session_drain(struct ds_session *session)
     struct ds_sqe entry;
     int n, r = DS_CHANNEL_EMPTY;
 
+    if (session->stalled_since_nsec && session->state == DS_SESSION_ACTIVE)
+        retry(session);
+    if (session->state != DS_SESSION_ACTIVE)
+        return true;
     for (n = 0; n < DS_DRAIN_MAX && !session->held; n++) {
         r = ds_channel_receive(session->channel, &entry, &payload);
         if (r == DS_CHANNEL_OK)
             take(session, &entry, payload);
+        else if (r == -ENOMEM)
+            ds_session_refuse(session, entry.req_id, DS__ERROR__CODE__BUSY, 1000, "no memory");
         else if (r == -EBADMSG)
             ds_session_refuse(session, entry.req_id, DS__ERROR__CODE__INVALID, 0,
                               "malformed submission entry");
@@ -348,12 +371,13 @@ bool ds_session_drain(struct ds_session *session)
         if (session->state != DS_SESSION_ACTIVE)
             return true;
     }
-    if (r < 0 && r != -EBADMSG) {
+    if (r < 0 && r != -EBADMSG && r != -ENOMEM) {
         ds_session_drop(session, "it lied about its submission ring", false);
         return true;
     }
     if (n > 0) {
         ds_channel_release(session->channel);
+        mark_dirty(session); /* it may wait for the room that this made */
         session->last_traffic_nsec = session->server->now_nsec;
         ds_channel_beat(session->channel, session->server->now_nsec);
     }

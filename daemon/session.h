@@ -2,7 +2,7 @@
 /*
  * session.h - one client: its socket, its channel, its requests.
  *
- *   GREETING (HELLO expected) ─▶ WELCOMED (READY expected) ─▶ ACTIVE ─▶ DEAD
+ *   GREETING (HELLO expected) -> WELCOMED (READY expected) -> ACTIVE -> DEAD
  *
  * A session that is hot is looked at in every turn and needs no doorbell; a cold one sleeps with
  * NEED_WAKEUP set. Whatever breaks the protocol makes a session DEAD, and it is freed at the end
