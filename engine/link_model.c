@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "engine/link_model.h"
 
+#include <sys/mman.h>
+
 #include "proto/base.h"
 
 static void link_model_free_p(struct ds_link_model **model)
@@ -99,6 +101,22 @@ static int open_scheduler(struct ds_link_model *model, const struct ds_link_mode
                             model->tokenizer, &options, error);
 }
 
+/* The backend has its own copy of most of the file by now: lets go of the mapped pages. What is
+ * still used in place comes back from the page cache at its next use. */
+static void rest_file(const struct ds_checkpoint *checkpoint)
+{
+    uintptr_t page = (uintptr_t) sysconf(_SC_PAGESIZE);
+
+    for (unsigned i = 0; i < ds_checkpoint_n_tensors(checkpoint); i++) {
+        const struct ds_tensor *tensor = ds_checkpoint_tensor_at(checkpoint, i);
+        uintptr_t from = ((uintptr_t) tensor->data + page - 1) & ~(page - 1);
+        uintptr_t to = ((uintptr_t) tensor->data + tensor->size_bytes) & ~(page - 1);
+
+        if (to > from)
+            (void) madvise((void *) from, to - from, MADV_DONTNEED);
+    }
+}
+
 int ds_link_model_open(struct ds_link_model **ret_model, const struct ds_link_model_spec *spec,
                        const struct ds_link_environment *environment,
                        int (*progress)(void *arg, double fraction), void *arg,
@@ -127,6 +145,7 @@ int ds_link_model_open(struct ds_link_model **ret_model, const struct ds_link_mo
     r = open_scheduler(model, spec, environment, error);
     if (r < 0)
         return r;
+    rest_file(model->checkpoint);
     *ret_model = ds_steal(model);
     return 0;
 }

@@ -51,22 +51,50 @@ static uint64_t line_value(const char *text, const char *word, uint64_t otherwis
     return otherwise;
 }
 
-static void open_levels(struct ds_memory *memory, const char *root, char *group)
-{
-    for (;;) {
-        struct level *level = &memory->levels[memory->n_levels];
-        char *slash;
+/* Where a hierarchy is mounted, and what it calls its files. */
+struct hierarchy {
+    const char *folder, *max, *current;
+};
 
-        if (memory->n_levels == CGROUP_LEVELS_MAX)
-            return;
-        level->max_fd = open_quietly(root, "/sys/fs/cgroup", group, "/memory.max");
-        level->current_fd = open_quietly(root, "/sys/fs/cgroup", group, "/memory.current");
-        level->stat_fd = open_quietly(root, "/sys/fs/cgroup", group, "/memory.stat");
-        memory->n_levels++;
-        slash = strrchr(group, '/');
+static const struct hierarchy unified = { "/sys/fs/cgroup", "/memory.max", "/memory.current" };
+static const struct hierarchy legacy = { "/sys/fs/cgroup/memory", "/memory.limit_in_bytes",
+                                         "/memory.usage_in_bytes" };
+
+/* group and its parents; group is used up. */
+static void open_levels(struct ds_memory *memory, const char *root,
+                        const struct hierarchy *hierarchy, char *group)
+{
+    if (strcmp(group, "/") == 0)
+        *group = '\0';
+    while (memory->n_levels < CGROUP_LEVELS_MAX) {
+        struct level *level = &memory->levels[memory->n_levels++];
+        char *slash = strrchr(group, '/');
+
+        level->max_fd = open_quietly(root, hierarchy->folder, group, hierarchy->max);
+        level->current_fd = open_quietly(root, hierarchy->folder, group, hierarchy->current);
+        level->stat_fd = open_quietly(root, hierarchy->folder, group, "/memory.stat");
         if (!slash)
             return;
         *slash = '\0';
+    }
+}
+
+/* Lines of /proc/self/cgroup: number:controllers:path; the unified one has no controllers. */
+static void open_groups(struct ds_memory *memory, const char *root, char *text)
+{
+    char *rest = NULL;
+
+    for (char *line = strtok_r(text, "\n", &rest); line; line = strtok_r(NULL, "\n", &rest)) {
+        char *controllers = strchr(line, ':');
+        char *path = controllers ? strchr(controllers + 1, ':') : NULL;
+
+        if (!path || path[1] != '/')
+            continue;
+        *path++ = '\0';
+        if (strcmp(controllers, ":") == 0)
+            open_levels(memory, root, &unified, path);
+        else if (strcmp(controllers, ":memory") == 0)
+            open_levels(memory, root, &legacy, path);
     }
 }
 
@@ -75,23 +103,13 @@ int ds_memory_new(struct ds_memory **ret_memory, const char *root)
     struct ds_memory *memory = calloc(1, sizeof *memory);
     char text[FILE_BYTES_MAX];
     ds_cleanup(ds_close_p) int fd = -1;
-    char *group, *end;
 
     if (!memory)
         return -ENOMEM;
     memory->meminfo_fd = open_quietly(root, "/proc/meminfo", "", "");
     fd = open_quietly(root, "/proc/self/cgroup", "", "");
     read_again(fd, text);
-    group = strstr(text, "0::/");
-    if (group) {
-        group += strlen("0::");
-        end = strchr(group, '\n');
-        if (end)
-            *end = '\0';
-        if (strcmp(group, "/") == 0)
-            *group = '\0';
-        open_levels(memory, root, group);
-    }
+    open_groups(memory, root, text);
     *ret_memory = memory;
     return 0;
 }

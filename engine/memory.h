@@ -4,7 +4,8 @@
  *
  * The sandbox takes the file system away, so the files that tell (/proc/meminfo and the memory
  * controller of our cgroup and its parents) are opened once and read again through their
- * descriptors. Source: proc(5); Linux Documentation/admin-guide/cgroup-v2.rst.
+ * descriptors. Source: proc(5); Linux Documentation/admin-guide/cgroup-v2.rst and
+ * cgroup-v1/memory.rst.
  */
 #pragma once
 

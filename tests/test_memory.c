@@ -101,6 +101,16 @@ static void test_the_tightest_cgroup_limits_and_cache_counts_as_free(void **stat
     assert_true(available(*state) == 0); /* over its limit already: nothing is left */
 }
 
+static void test_the_older_hierarchy_limits_too(void **state)
+{
+    put(*state, "/proc/meminfo", "MemAvailable: 1048576 kB\n");
+    put(*state, "/proc/self/cgroup", "9:name=systemd:/\n4:memory:/job/7\n0::/\n");
+    put(*state, "/sys/fs/cgroup/memory/memory.limit_in_bytes", "9223372036854771712\n");
+    put(*state, "/sys/fs/cgroup/memory/job/memory.limit_in_bytes", "8388608\n");
+    put(*state, "/sys/fs/cgroup/memory/job/memory.usage_in_bytes", "3145728\n");
+    assert_true(available(*state) == 5 * MIB);
+}
+
 static void test_a_long_lived_probe_sees_what_changes(void **state)
 {
     struct ds_memory *memory;
@@ -180,6 +190,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_the_machine_limits, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_the_tightest_cgroup_limits_and_cache_counts_as_free,
                                         set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_the_older_hierarchy_limits_too, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_a_long_lived_probe_sees_what_changes, set_up,
                                         tear_down),
         cmocka_unit_test(test_plans_are_roomy_but_modest),
