@@ -22,7 +22,7 @@ run() {
 }
 
 case $what in
-    thread) list=$(ls tests/test_*.c | grep -E 'test_(ring|channel|pool|scheduler)') ;;
+    thread) list=$(ls tests/test_*.c | grep -E 'test_(ring|channel|pool|scheduler|worker|engine)') ;;
     *) list=$(ls tests/test_*.c) ;;
 esac
 for source in $list; do

@@ -231,6 +231,10 @@ static void test_an_idle_engine_does_not_wake_up(void **state)
     struct ds_fake_dsd dsd;
 
     (void) state;
+    if (SANITIZED) {
+        print_message("skip: built with a sanitizer, which has a thread of its own\n");
+        skip();
+    }
     ds_fake_dsd_start(&dsd, NULL, two_threads);
     load_tiny(&dsd, 1, 1);
     ds_fake_entry(&dsd, DS_SQE_PING, 2);
