@@ -52,7 +52,7 @@ static void products_are_the_same_bits_on_every_set_and_any_number_of_threads(vo
 {
     static const uint32_t rows[] = { 1, 2, 3, 4, 5, 8, 12, 13, 31, 70 };
     static const uint32_t ns[] = { 16, 1, 40, 17, 33, 64, 15, 32, 48, 5 };
-    struct ds_random random = { 21 };
+    struct ds_case_random random = { 21 };
     struct ds_backend *portable = reference();
 
     (void) state;
@@ -61,13 +61,13 @@ static void products_are_the_same_bits_on_every_set_and_any_number_of_threads(vo
 
         for (const uint32_t *type = ds_case_types; *type != UINT32_MAX && backend; type++)
             for (unsigned i = 0; i < 10; i++) {
-                uint32_t k = ds_case_block(*type) * (1 + ds_random_below(&random, 5));
+                uint32_t k = ds_case_block(*type) * (1 + ds_case_below(&random, 5));
                 struct ds_case_matrix matrix;
                 float *x, *a, *b;
 
-                k = k < 16 ? 1 + ds_random_below(&random, 90) : k;
+                k = k < 16 ? 1 + ds_case_below(&random, 90) : k;
                 matrix = ds_case_matrix(&random, *type, k, ns[i]);
-                x = ds_random_rows(&random, rows[i], k, i % 3 != 0);
+                x = ds_case_rows(&random, rows[i], k, i % 3 != 0);
                 a = multiply(portable, &matrix, x, 0, rows[i]);
                 b = multiply(backend, &matrix, x, 0, rows[i]);
                 assert_memory_equal(a, b, (size_t) rows[i] * ns[i] * sizeof *a);
@@ -84,13 +84,13 @@ static void products_are_the_same_bits_on_every_set_and_any_number_of_threads(vo
 
 static void long_rows_are_the_same_bits_on_every_set(void **state)
 {
-    struct ds_random random = { 22 };
+    struct ds_case_random random = { 22 };
     struct ds_backend *portable = reference();
 
     (void) state;
     for (const uint32_t *type = ds_case_types + 3; *type != UINT32_MAX; type++) {
         struct ds_case_matrix matrix = ds_case_matrix(&random, *type, 4608, 18);
-        float *x = ds_random_rows(&random, 14, 4608, true);
+        float *x = ds_case_rows(&random, 14, 4608, true);
         float *a = multiply(portable, &matrix, x, 0, 14);
 
         for (unsigned o = 0; o < N_OTHERS; o++) {
@@ -117,18 +117,18 @@ static void long_rows_are_the_same_bits_on_every_set(void **state)
 /* Quants of every value, scales of every size, signs and zeros: what no quantiser makes. */
 static void arbitrary_blocks_are_the_same_bits_on_every_set(void **state)
 {
-    struct ds_random random = { 23 };
+    struct ds_case_random random = { 23 };
     struct ds_backend *portable = reference();
 
     (void) state;
     for (const uint32_t *type = ds_case_types + 3; *type != UINT32_MAX; type++) {
         struct ds_case_matrix matrix = ds_case_matrix(&random, *type, 512, 32);
-        float *x = ds_random_rows(&random, 5, 512, true), *a;
+        float *x = ds_case_rows(&random, 5, 512, true), *a;
         uint8_t *bytes = (uint8_t *) matrix.tensor.data;
 
         /* Any byte but those that could be a scale's top byte make infinities. */
         for (size_t i = 0; i < matrix.tensor.size_bytes; i++)
-            bytes[i] = (uint8_t) (ds_random_u32(&random) & (i % 2 ? 0xbb : 0xff));
+            bytes[i] = (uint8_t) (ds_case_u32(&random) & (i % 2 ? 0xbb : 0xff));
         a = multiply(portable, &matrix, x, 0, 5);
         for (unsigned o = 0; o < N_OTHERS; o++) {
             struct ds_backend *backend = ds_case_backend(others[o].isa, others[o].n_threads);
@@ -151,19 +151,19 @@ static void arbitrary_blocks_are_the_same_bits_on_every_set(void **state)
 static void a_row_is_the_same_alone_and_among_others(void **state)
 {
     enum { ROWS = 300, N = 20 };
-    struct ds_random random = { 24 };
+    struct ds_case_random random = { 24 };
     struct ds_backend *backend = ds_case_backend(NULL, 2);
 
     (void) state;
     for (const uint32_t *type = ds_case_types; *type != UINT32_MAX; type++) {
         struct ds_case_matrix matrix = ds_case_matrix(&random, *type, 512, N);
-        float *x = ds_random_rows(&random, ROWS, 512, true), *all, *some;
+        float *x = ds_case_rows(&random, ROWS, 512, true), *all, *some;
 
         for (unsigned i = 0; i < 512; i++) /* one row quite unlike the others */
             x[7 * 512 + i] *= (float) (i % 5) * 1e-3f;
         all = multiply(backend, &matrix, x, 0, ROWS);
         for (uint32_t first = 0, n; first < ROWS; first += n) {
-            n = 1 + ds_random_below(&random, first % 3 ? 4 : 30);
+            n = 1 + ds_case_below(&random, first % 3 ? 4 : 30);
             n = n < ROWS - first ? n : ROWS - first;
             some = multiply(backend, &matrix, x, first, n);
             assert_memory_equal(all + first * N, some, (size_t) n * N * sizeof *all);
@@ -201,10 +201,10 @@ static float *row_operations(struct ds_backend *backend, const float *x, const f
 
 static void operations_on_rows_are_the_same_bits_on_every_set(void **state)
 {
-    struct ds_random random = { 25 };
+    struct ds_case_random random = { 25 };
     struct ds_backend *portable = reference();
-    float *x = ds_random_rows(&random, N_ROWS, WIDTH, true);
-    float *y = ds_random_rows(&random, N_ROWS, WIDTH, true);
+    float *x = ds_case_rows(&random, N_ROWS, WIDTH, true);
+    float *y = ds_case_rows(&random, N_ROWS, WIDTH, true);
     float *right = row_operations(portable, x, y);
 
     (void) state;
@@ -279,18 +279,18 @@ static void run_batch(const struct cache *cache, const uint32_t *first, const ui
 
 /* All rows, in pieces of up to longest rows (0: all at once), of all sequences or of one at a time.
  */
-static void run_in_pieces(struct cache *cache, struct ds_random *random, uint32_t longest)
+static void run_in_pieces(struct cache *cache, struct ds_case_random *random, uint32_t longest)
 {
     uint32_t first[SEQUENCES] = { 0 }, count[SEQUENCES], left = 1;
     struct ds_kv_geometry geometry = { 1, KV_HEADS, KEY, VALUE, SEQUENCES * BLOCKS, DS_KV_F16 };
 
     assert_int_equal(cache->backend->kv_new(cache->backend, &geometry, &cache->kv), 0);
     while (left) {
-        unsigned only = ds_random_below(random, SEQUENCES + 1);
+        unsigned only = ds_case_below(random, SEQUENCES + 1);
 
         for (unsigned i = 0; i < SEQUENCES; i++) {
             uint32_t rest = lengths[i] - first[i];
-            uint32_t n = longest ? 1 + ds_random_below(random, longest) : rest;
+            uint32_t n = longest ? 1 + ds_case_below(random, longest) : rest;
 
             count[i] = n < rest ? n : rest;
             if (longest && only < SEQUENCES && only != i)
@@ -310,10 +310,10 @@ static void run_in_pieces(struct cache *cache, struct ds_random *random, uint32_
 static void attention_is_the_same_bits_however_the_prompt_is_cut(void **state)
 {
     const size_t n = lengths[0] + lengths[1] + lengths[2], n_out = n * HEADS * VALUE;
-    struct ds_random random = { 26 };
-    float *q = ds_random_rows(&random, (uint32_t) n, HEADS * KEY, false);
-    float *k = ds_random_rows(&random, (uint32_t) n, KV_HEADS * KEY, false);
-    float *v = ds_random_rows(&random, (uint32_t) n, KV_HEADS * VALUE, false);
+    struct ds_case_random random = { 26 };
+    float *q = ds_case_rows(&random, (uint32_t) n, HEADS * KEY, false);
+    float *k = ds_case_rows(&random, (uint32_t) n, KV_HEADS * KEY, false);
+    float *v = ds_case_rows(&random, (uint32_t) n, KV_HEADS * VALUE, false);
     float *right = calloc(n_out, sizeof *right), *out = calloc(n_out, sizeof *out);
     struct cache cache = { reference(), NULL, k, v, q, right };
 

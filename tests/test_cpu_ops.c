@@ -44,13 +44,13 @@ struct product_case {
     bool bias, accumulate, gather, outliers;
 };
 
-static void check_product(struct ds_backend *backend, struct ds_random *random,
+static void check_product(struct ds_backend *backend, struct ds_case_random *random,
                           const struct product_case *c, double steps)
 {
     struct ds_case_matrix matrix = ds_case_matrix(random, c->type, c->k, c->n);
-    float *x = ds_random_rows(random, c->rows, c->k, c->outliers);
-    float *bias = ds_random_rows(random, 1, c->n, false);
-    float *before = ds_random_rows(random, c->rows, c->n, false), *result;
+    float *x = ds_case_rows(random, c->rows, c->k, c->outliers);
+    float *bias = ds_case_rows(random, 1, c->n, false);
+    float *before = ds_case_rows(random, c->rows, c->n, false), *result;
     struct ds_buffer *in = ds_case_buffer(backend, x, (size_t) c->rows * c->k);
     struct ds_buffer *out = ds_case_buffer(backend, before, (size_t) c->rows * c->n);
     struct ds_buffer *bias_buffer = ds_case_buffer(backend, bias, c->n);
@@ -95,7 +95,7 @@ static void a_product_is_that_of_the_dequantised_weights(void **state)
 {
     static const uint32_t rows[] = { 1, 2, 3, 4, 5, 11, 12, 13, 27, 70 };
     static const uint32_t ns[] = { 1, 15, 16, 17, 40, 33, 2, 7, 16, 31 };
-    struct ds_random random = { 1 };
+    struct ds_case_random random = { 1 };
 
     (void) state;
     for (unsigned set = 0; set < 2; set++) {
@@ -103,11 +103,11 @@ static void a_product_is_that_of_the_dequantised_weights(void **state)
 
         for (const uint32_t *type = ds_case_types; *type != UINT32_MAX; type++)
             for (unsigned i = 0; i < 10; i++) {
-                uint32_t blocks = 1 + ds_random_below(&random, 3);
+                uint32_t blocks = 1 + ds_case_below(&random, 3);
                 uint32_t k = blocks * ds_case_block(*type);
 
                 if (k < 16)
-                    k = 1 + ds_random_below(&random, 70); /* float types: any length */
+                    k = 1 + ds_case_below(&random, 70); /* float types: any length */
                 check_product(backend, &random,
                               &(struct product_case){ *type, k, ns[i], rows[i], i % 2, i % 3 == 1,
                                                       i == 4, false },
@@ -120,7 +120,7 @@ static void a_product_is_that_of_the_dequantised_weights(void **state)
 static void rows_longer_than_a_tile_and_more_of_them_than_one(void **state)
 {
     struct ds_backend *backend = ds_case_backend(NULL, 2);
-    struct ds_random random = { 2 };
+    struct ds_case_random random = { 2 };
 
     (void) state;
     check_product(backend, &random,
@@ -143,7 +143,7 @@ static void rows_longer_than_a_tile_and_more_of_them_than_one(void **state)
 static void outliers_do_not_drown_the_rest(void **state)
 {
     struct ds_backend *backend = ds_case_backend(NULL, 2);
-    struct ds_random random = { 3 };
+    struct ds_case_random random = { 3 };
 
     (void) state;
     for (const uint32_t *type = ds_case_types + 3; *type != UINT32_MAX; type++)
@@ -160,8 +160,8 @@ static void products_of_one_group_are_those_of_each_alone(void **state)
                                       DS_TYPE_Q4_1, DS_TYPE_BF16 };
     enum { N = sizeof types / sizeof *types, K = 512, ROWS = 7 };
     struct ds_backend *backend = ds_case_backend(NULL, 2);
-    struct ds_random random = { 4 };
-    float *x = ds_random_rows(&random, ROWS, K, true);
+    struct ds_case_random random = { 4 };
+    float *x = ds_case_rows(&random, ROWS, K, true);
     struct ds_buffer *in = ds_case_buffer(backend, x, ROWS * K);
     struct ds_case_matrix matrices[N];
     struct ds_product together[N] = { 0 };
@@ -199,7 +199,7 @@ static void products_of_one_group_are_those_of_each_alone(void **state)
 static void a_row_that_is_not_finite_spoils_itself_only(void **state)
 {
     static const float bad[] = { NAN, INFINITY, -INFINITY, 3e38f };
-    struct ds_random random = { 5 };
+    struct ds_case_random random = { 5 };
 
     (void) state;
     for (unsigned set = 0; set < 2; set++) {
@@ -209,7 +209,7 @@ static void a_row_that_is_not_finite_spoils_itself_only(void **state)
 
         assert_int_equal(backend->weight_new(backend, &matrix.tensor, false, &weight), 0);
         for (unsigned i = 0; i < sizeof bad / sizeof *bad; i++) {
-            float *x = ds_random_rows(&random, 6, 96, false), *result;
+            float *x = ds_case_rows(&random, 6, 96, false), *result;
             struct ds_buffer *in, *out = ds_case_buffer(backend, NULL, 120);
             struct ds_product product = { .out = out, .weight = weight };
 
@@ -233,7 +233,7 @@ static void a_row_that_is_not_finite_spoils_itself_only(void **state)
 static void rows_of_zeros_and_of_tiny_numbers_give_zeros(void **state)
 {
     struct ds_backend *backend = ds_case_backend(NULL, 1);
-    struct ds_random random = { 6 };
+    struct ds_case_random random = { 6 };
     struct ds_case_matrix matrix = ds_case_matrix(&random, DS_TYPE_Q4_1, 64, 16);
     float x[128] = { 0 }, *result;
     struct ds_buffer *in, *out = ds_case_buffer(backend, NULL, 32);
@@ -261,7 +261,7 @@ static void rows_of_zeros_and_of_tiny_numbers_give_zeros(void **state)
 static void a_weight_that_cannot_be_is_refused(void **state)
 {
     struct ds_backend *backend = ds_case_backend(NULL, 1);
-    struct ds_random random = { 7 };
+    struct ds_case_random random = { 7 };
     struct ds_case_matrix matrix = ds_case_matrix(&random, DS_TYPE_Q4_0, 64, 16);
     struct ds_tensor tensor = matrix.tensor;
     struct ds_weight *weight = NULL;
@@ -288,7 +288,7 @@ static void embed_fetches_rows_and_refuses_tokens_there_are_not(void **state)
 {
     static const uint32_t tokens[] = { 3, 0, 36, 3 }, beyond[] = { 1, 37 };
     struct ds_backend *backend = ds_case_backend(NULL, 2);
-    struct ds_random random = { 8 };
+    struct ds_case_random random = { 8 };
 
     (void) state;
     for (const uint32_t *type = ds_case_types; *type != UINT32_MAX; type++) {
@@ -315,7 +315,7 @@ static void embed_fetches_rows_and_refuses_tokens_there_are_not(void **state)
 static void rms_norm_divides_by_the_root_of_the_mean_square(void **state)
 {
     static const uint32_t widths[] = { 1, 15, 16, 17, 64, 100, 576 };
-    struct ds_random random = { 9 };
+    struct ds_case_random random = { 9 };
 
     (void) state;
     for (unsigned set = 0; set < 2; set++) {
@@ -323,8 +323,8 @@ static void rms_norm_divides_by_the_root_of_the_mean_square(void **state)
 
         for (unsigned i = 0; i < 7; i++) {
             uint32_t width = widths[i], n = 5;
-            float *x = ds_random_rows(&random, n, width, true);
-            float *gamma = ds_random_rows(&random, 1, width, false), *result;
+            float *x = ds_case_rows(&random, n, width, true);
+            float *gamma = ds_case_rows(&random, 1, width, false), *result;
             struct ds_buffer *in = ds_case_buffer(backend, x, (size_t) n * width);
             struct ds_buffer *gamma_buffer = ds_case_buffer(backend, gamma, width);
 
@@ -390,8 +390,8 @@ static void gather_takes_rows(void **state)
 {
     static const uint32_t rows[] = { 4, 1, 1 };
     struct ds_backend *backend = ds_case_backend(NULL, 1);
-    struct ds_random random = { 10 };
-    float *x = ds_random_rows(&random, 5, 33, false), *result;
+    struct ds_case_random random = { 10 };
+    float *x = ds_case_rows(&random, 5, 33, false), *result;
     struct ds_buffer *in = ds_case_buffer(backend, x, 5 * 33);
     struct ds_buffer *out = ds_case_buffer(backend, NULL, 3 * 33);
 
@@ -412,11 +412,11 @@ static void gather_takes_rows(void **state)
 
 static void sines_and_cosines_are_right_to_the_last_bits(void **state)
 {
-    struct ds_random random = { 11 };
+    struct ds_case_random random = { 11 };
 
     (void) state;
     for (unsigned i = 0; i < 200000; i++) {
-        double x = ds_random_u32(&random) * pow(2, (double) ds_random_below(&random, 40) - 45);
+        double x = ds_case_u32(&random) * pow(2, (double) ds_case_below(&random, 40) - 45);
         double s, c;
 
         if (i % 2)
@@ -426,12 +426,12 @@ static void sines_and_cosines_are_right_to_the_last_bits(void **state)
     }
 }
 
-static void check_rope(struct ds_backend *backend, struct ds_random *random, bool neox,
+static void check_rope(struct ds_backend *backend, struct ds_case_random *random, bool neox,
                        uint32_t n_dims, uint32_t head_dim)
 {
     static const uint32_t positions[] = { 0, 1, 700, 131071, 5 };
     enum { N = 5, HEADS = 3 };
-    float frequencies[64], *x = ds_random_rows(random, N * HEADS, head_dim, false), *result;
+    float frequencies[64], *x = ds_case_rows(random, N * HEADS, head_dim, false), *result;
     struct ds_rope rope = { frequencies, n_dims, 1.25f, neox };
     struct ds_buffer *buffer = ds_case_buffer(backend, x, (size_t) N * HEADS * head_dim);
 
@@ -459,7 +459,7 @@ static void check_rope(struct ds_backend *backend, struct ds_random *random, boo
 static void rope_turns_pairs_and_leaves_the_rest(void **state)
 {
     struct ds_backend *backend = ds_case_backend(NULL, 2);
-    struct ds_random random = { 12 };
+    struct ds_case_random random = { 12 };
 
     (void) state;
     for (unsigned neox = 0; neox < 2; neox++) {
@@ -512,7 +512,7 @@ static void check_query(const struct attention_case *c, const float *q, const fl
     free(weights);
 }
 
-static void check_attention(struct ds_backend *backend, struct ds_random *random,
+static void check_attention(struct ds_backend *backend, struct ds_case_random *random,
                             const struct attention_case *c)
 {
     struct ds_kv_geometry geometry = { 2, c->n_kv_heads, c->key_dim, c->value_dim, 0, c->type };
@@ -529,9 +529,9 @@ static void check_attention(struct ds_backend *backend, struct ds_random *random
     batch = ds_case_batch(c->n_sequences, c->first, c->count, 64);
     geometry.n_blocks = 64 * c->n_sequences;
     assert_int_equal(backend->kv_new(backend, &geometry, &kv), 0);
-    keys = ds_random_rows(random, fill.n_tokens, key_width, false);
-    values = ds_random_rows(random, fill.n_tokens, value_width, false);
-    queries = ds_random_rows(random, batch.n_tokens, c->n_heads * c->key_dim, false);
+    keys = ds_case_rows(random, fill.n_tokens, key_width, false);
+    values = ds_case_rows(random, fill.n_tokens, value_width, false);
+    queries = ds_case_rows(random, batch.n_tokens, c->n_heads * c->key_dim, false);
     k = ds_case_buffer(backend, keys, (size_t) fill.n_tokens * key_width);
     v = ds_case_buffer(backend, values, (size_t) fill.n_tokens * value_width);
     q = ds_case_buffer(backend, queries, (size_t) batch.n_tokens * c->n_heads * c->key_dim);
@@ -574,7 +574,7 @@ static void attention_is_the_softmax_of_all_positions_up_to_ones_own(void **stat
         { DS_KV_F16, 2, 2, 128, 80, 3, { 700, 0, 511 }, { 40, 17, 2 } },
         { DS_KV_F32, 80, 1, 8, 16, 1, { 1020 }, { 9 } }, /* more queries than a pass */
     };
-    struct ds_random random = { 13 };
+    struct ds_case_random random = { 13 };
 
     (void) state;
     for (unsigned set = 0; set < 2; set++) {

@@ -158,9 +158,9 @@ static double best_pass(const struct subject *subject)
 
 static void bench_type(struct ds_backend *backend, uint32_t type, const struct limits *limits)
 {
-    struct ds_random random = { type };
+    struct ds_case_random random = { type };
     struct ds_case_matrix matrix = ds_case_matrix(&random, type, WEIGHT_K, WEIGHT_N);
-    float *x = ds_random_rows(&random, PROMPT_ROWS, WEIGHT_K, false);
+    float *x = ds_case_rows(&random, PROMPT_ROWS, WEIGHT_K, false);
     struct subject subject = { .backend = backend };
     size_t bytes;
     double seconds, speed;

@@ -12,7 +12,7 @@ const uint32_t ds_case_types[] = { DS_TYPE_F32,  DS_TYPE_F16,  DS_TYPE_BF16, DS_
                                    DS_TYPE_Q4_0, DS_TYPE_Q4_1, DS_TYPE_Q5_0, DS_TYPE_Q5_1,
                                    DS_TYPE_Q4_K, DS_TYPE_Q5_K, DS_TYPE_Q6_K, UINT32_MAX };
 
-uint32_t ds_random_u32(struct ds_random *random)
+uint32_t ds_case_u32(struct ds_case_random *random)
 {
     uint64_t z = random->state += 0x9e3779b97f4a7c15u; /* splitmix64 */
 
@@ -21,24 +21,24 @@ uint32_t ds_random_u32(struct ds_random *random)
     return (uint32_t) ((z ^ z >> 31) >> 32);
 }
 
-uint32_t ds_random_below(struct ds_random *random, uint32_t n)
+uint32_t ds_case_below(struct ds_case_random *random, uint32_t n)
 {
-    return ds_random_u32(random) % n;
+    return ds_case_u32(random) % n;
 }
 
-float ds_random_float(struct ds_random *random)
+float ds_case_float(struct ds_case_random *random)
 {
-    return (float) (int32_t) ds_random_u32(random) * 0x1p-31f;
+    return (float) (int32_t) ds_case_u32(random) * 0x1p-31f;
 }
 
-float *ds_random_rows(struct ds_random *random, uint32_t n, uint32_t width, bool outliers)
+float *ds_case_rows(struct ds_case_random *random, uint32_t n, uint32_t width, bool outliers)
 {
     float *rows = malloc(((size_t) n * width + 1) * sizeof *rows);
 
     assert_non_null(rows);
     for (size_t i = 0; i < (size_t) n * width; i++) {
-        rows[i] = ds_random_float(random);
-        if (outliers && (i % width % 97 == 5 || ds_random_below(random, 300) == 0))
+        rows[i] = ds_case_float(random);
+        if (outliers && (i % width % 97 == 5 || ds_case_below(random, 300) == 0))
             rows[i] *= 500;
     }
     return rows;
@@ -49,7 +49,7 @@ uint32_t ds_case_block(uint32_t type)
     return ds_type_traits(type)->block_elements;
 }
 
-struct ds_case_matrix ds_case_matrix(struct ds_random *random, uint32_t type, uint32_t k,
+struct ds_case_matrix ds_case_matrix(struct ds_case_random *random, uint32_t type, uint32_t k,
                                      uint32_t n)
 {
     size_t n_elements = (size_t) k * n;
@@ -60,7 +60,7 @@ struct ds_case_matrix ds_case_matrix(struct ds_random *random, uint32_t type, ui
     matrix.tensor.size_bytes = ds_type_row_bytes(type, k) * n;
     matrix.data = malloc(matrix.tensor.size_bytes + 2);
     matrix.tensor.data = (char *) matrix.data + 2; /* files align no better, tests no more */
-    matrix.floats = ds_random_rows(random, n, k, false);
+    matrix.floats = ds_case_rows(random, n, k, false);
     assert_non_null(matrix.data);
     for (size_t i = 0; i < n_elements; i++)
         matrix.floats[i] += 0.2f; /* so that offsets and minima matter */

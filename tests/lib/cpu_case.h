@@ -10,17 +10,17 @@
 #include "engine/backend.h"
 #include "engine/format/checkpoint.h"
 
-struct ds_random {
+struct ds_case_random {
     uint64_t state;
 };
 
-uint32_t ds_random_u32(struct ds_random *random);
-uint32_t ds_random_below(struct ds_random *random, uint32_t n);
-float ds_random_float(struct ds_random *random); /* -1..1 */
+uint32_t ds_case_u32(struct ds_case_random *random);
+uint32_t ds_case_below(struct ds_case_random *random, uint32_t n);
+float ds_case_float(struct ds_case_random *random); /* -1..1 */
 
 /* n floats, mostly -1..1; where outliers is set, some positions of every row of width are up to 500
  * times as large, the same in all rows but for a few. free(). */
-float *ds_random_rows(struct ds_random *random, uint32_t n, uint32_t width, bool outliers);
+float *ds_case_rows(struct ds_case_random *random, uint32_t n, uint32_t width, bool outliers);
 
 /* A matrix {k, n} of random numbers; floats holds what its data mean. */
 struct ds_case_matrix {
@@ -33,7 +33,7 @@ struct ds_case_matrix {
 extern const uint32_t ds_case_types[];
 
 uint32_t ds_case_block(uint32_t type); /* k must be a multiple of this */
-struct ds_case_matrix ds_case_matrix(struct ds_random *random, uint32_t type, uint32_t k,
+struct ds_case_matrix ds_case_matrix(struct ds_case_random *random, uint32_t type, uint32_t k,
                                      uint32_t n);
 void ds_case_matrix_deinit(struct ds_case_matrix *matrix);
 
