@@ -24,7 +24,9 @@ int ds_model_load(struct ds_model **ret_model, struct ds_backend *backend,
     struct ds_model *model;
     int r;
 
-    assert(batch_max > 0 && outputs_max > 0 && outputs_max <= batch_max);
+    assert(batch_max > 0 && outputs_max > 0);
+    if (outputs_max > batch_max)
+        outputs_max = batch_max;
     model = calloc(1, sizeof *model);
     if (!model)
         return ds_error_set(error, -ENOMEM, "%s: no memory", ds_checkpoint_name(checkpoint));

@@ -16,8 +16,8 @@ struct ds_model;
 
 /* Loads all weights. The checkpoint must outlive the model; backend likewise. progress(arg,
  * fraction) is called now and then (NULL allowed) and may return nonzero to give up (-ECANCELED).
- * batch_max: rows of the largest batch forward() will see; outputs_max <= batch_max: likewise for
- * its outputs.
+ * batch_max: rows of the largest batch forward() will see; outputs_max: likewise for its
+ * outputs (more than batch_max of them there cannot be).
  * Errors as ds_checkpoint_open() plus -ENOMEM; everything taken is given back. */
 int ds_model_load(struct ds_model **ret_model, struct ds_backend *backend,
                   const struct ds_checkpoint *checkpoint, uint32_t batch_max, uint32_t outputs_max,

@@ -74,6 +74,8 @@ static bool admit(struct ds_scheduler *s, struct ds_sequence *sequence, uint64_t
     sequence->n_blocks = found + missing;
     sequence->n_published = found;
     sequence->n_computed = found * DS_KV_BLOCK;
+    if (sequence->n_charged < sequence->n_computed)
+        sequence->n_charged = sequence->n_computed;
     if (sequence->started_nsec == 0) {
         sequence->started_nsec = now;
         sequence->n_cached = sequence->n_computed < sequence->job.n_prompt ? sequence->n_computed
@@ -150,10 +152,14 @@ static void make_room_for_the_starved(struct ds_scheduler *s, uint64_t now)
 
 /* --- 2: sequences that make tokens --- */
 
+/* What is found in the cache, or computed again after having been put back, costs its user nothing.
+ */
 static void charge(struct ds_sequence *sequence, uint32_t n_rows)
 {
     uint32_t end = sequence->n_computed + n_rows;
 
+    if (end > sequence->job.n_prompt)
+        end = sequence->job.n_prompt;
     if (end <= sequence->n_charged)
         return;
     sequence->user->counter += (uint64_t) (end - sequence->n_charged) * DS_USER_PROMPT_WEIGHT;

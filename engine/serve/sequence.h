@@ -34,7 +34,7 @@ struct ds_sequence {
     uint32_t n_blocks;    /* held */
     uint32_t n_published; /* of these, leading ones others may share */
     uint32_t *blocks;     /* [blocks of limit positions] */
-    uint32_t n_charged;   /* positions its user has paid for: a recomputation is free */
+    uint32_t n_charged;   /* prompt positions its user has paid for */
 
     uint32_t n_scored; /* score: rows counted in nll; survives being put back */
     double nll;
