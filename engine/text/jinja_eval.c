@@ -49,9 +49,9 @@ static struct ds_jinja_value loop_attribute(struct ds_jinja_run *run, struct ds_
     if (ds_jinja_is(name, "length"))
         return ds_jinja_integer(n);
     if (ds_jinja_is(name, "depth"))
-        return ds_jinja_integer(loop->depth);
+        return ds_jinja_integer(1); /* there are no recursive loops */
     if (ds_jinja_is(name, "depth0"))
-        return ds_jinja_integer((int64_t) loop->depth - 1);
+        return ds_jinja_integer(0);
     if (ds_jinja_is(name, "previtem"))
         return loop_item(loop, loop->index - 1);
     if (ds_jinja_is(name, "nextitem"))
@@ -133,12 +133,15 @@ struct ds_jinja_value ds_jinja_attribute(struct ds_jinja_run *run, struct ds_jin
 }
 
 struct ds_jinja_value ds_jinja_path(struct ds_jinja_run *run, struct ds_jinja_value of,
-                                    struct ds_jinja_value path)
+                                    struct ds_jinja_value path,
+                                    const struct ds_jinja_value *otherwise)
 {
     struct ds_bytes rest = path.text, part;
 
-    if (path.kind != DS_STRING)
-        return ds_jinja_item(run, of, path);
+    if (path.kind != DS_STRING) {
+        of = ds_jinja_item(run, of, path);
+        return of.kind == DS_UNDEFINED && otherwise ? *otherwise : of;
+    }
     while (run->code == 0) {
         const char *dot = memchr(rest.data, '.', rest.size);
         int64_t index = 0;
@@ -150,6 +153,8 @@ struct ds_jinja_value ds_jinja_path(struct ds_jinja_run *run, struct ds_jinja_va
             index = digits ? index * 10 + (part.data[i] - '0') : 0;
         }
         of = ds_jinja_item(run, of, digits ? ds_jinja_integer(index) : ds_jinja_string(part));
+        if (of.kind == DS_UNDEFINED && otherwise)
+            of = *otherwise;
         if (!dot)
             break;
         rest = (struct ds_bytes){ dot + 1, rest.size - part.size - 1 };

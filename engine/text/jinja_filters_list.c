@@ -34,7 +34,7 @@ static struct ds_jinja_value filter_join(struct ds_jinja_run *run, struct ds_jin
         struct ds_jinja_value item = items->items[i];
 
         if (attribute.kind != DS_NONE)
-            item = ds_jinja_path(run, item, attribute);
+            item = ds_jinja_path(run, item, attribute, NULL);
         if (i)
             text = ds_jinja_join(run, text, between);
         text = ds_jinja_join(run, text, ds_jinja_str(run, &item));
@@ -71,7 +71,7 @@ static struct ds_jinja_value filter_sum(struct ds_jinja_run *run, struct ds_jinj
         struct ds_jinja_value item = items->items[i];
 
         if (attribute.kind != DS_NONE)
-            item = ds_jinja_path(run, item, attribute);
+            item = ds_jinja_path(run, item, attribute, NULL);
         sum = ds_jinja_binary(run, DS_OP_ADD, &sum, &item);
     }
     return sum;
@@ -86,7 +86,7 @@ static struct ds_jinja_value key_of(struct ds_jinja_run *run, struct ds_jinja_va
     struct ds_jinja_arguments none = { 0 };
 
     if (attribute->kind != DS_NONE)
-        item = ds_jinja_path(run, item, *attribute);
+        item = ds_jinja_path(run, item, *attribute, NULL);
     if (item.kind == DS_STRING && !case_sensitive)
         item = ds_jinja_filter(run, (struct ds_bytes){ "lower", 5 }, item, &none);
     return item;
@@ -317,9 +317,8 @@ static struct ds_jinja_value filter_map(struct ds_jinja_run *run, struct ds_jinj
         if (attribute.kind == DS_NONE) {
             item = ds_jinja_filter(run, arguments->values[0].text, items->items[i], &rest);
         } else {
-            item = ds_jinja_path(run, items->items[i], attribute);
-            if (item.kind == DS_UNDEFINED && otherwise.kind != DS_NONE)
-                item = otherwise;
+            item = ds_jinja_path(run, items->items[i], attribute,
+                                 otherwise.kind != DS_NONE ? &otherwise : NULL);
         }
         ds_jinja_push(run, result, item);
     }
@@ -344,7 +343,7 @@ static struct ds_jinja_value choose(struct ds_jinja_run *run, struct ds_jinja_va
     for (size_t i = 0; items && i < items->n && run->code == 0; i++) {
         subject = items->items[i];
         if (by_attribute)
-            subject = ds_jinja_path(run, subject, arguments->values[0]);
+            subject = ds_jinja_path(run, subject, arguments->values[0], NULL);
         holds = arguments->n > at ? ds_jinja_test(run, arguments->values[at].text, subject, &rest)
                                   : ds_jinja_truth(&subject);
         if (holds == wanted)
@@ -377,12 +376,6 @@ static struct ds_jinja_value filter_rejectattr(struct ds_jinja_run *run, struct 
     return choose(run, self, arguments, true, false);
 }
 
-static struct ds_jinja_value filter_attr(struct ds_jinja_run *run, struct ds_jinja_value self,
-                                         const struct ds_jinja_arguments *arguments)
-{
-    return ds_jinja_attribute(run, self, ds_jinja_argument_text(run, arguments, 0, "name", ""));
-}
-
 const struct ds_jinja_entry ds_jinja_list_filters[] = {
     { "join", filter_join },
     { "first", filter_first },
@@ -402,6 +395,5 @@ const struct ds_jinja_entry ds_jinja_list_filters[] = {
     { "max", filter_max },
     { "sum", filter_sum },
     { "batch", filter_batch },
-    { "attr", filter_attr },
     { NULL, NULL },
 };

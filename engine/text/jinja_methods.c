@@ -121,8 +121,7 @@ static struct ds_jinja_value split_words(struct ds_jinja_run *run, struct ds_byt
                          : cut(text, ds_utf8_space_front(text), 0);
         if (text.size == 0)
             break;
-        if (most-- == 0) { /* the rest, without white space at its far end */
-            text = from_back ? cut(text, ds_utf8_space_front(text), 0) : text;
+        if (most-- == 0) { /* the rest as it is */
             ds_jinja_push(run, list, ds_jinja_string(text));
             break;
         }
@@ -355,6 +354,8 @@ static struct ds_jinja_value change_case(struct ds_jinja_run *run, struct ds_byt
 
         if (n == 1 && (*text.data & 0x80))
             *to++ = *text.data;
+        else if (code == 0xdf && upper) /* the one letter of these scripts that becomes two */
+            to += sprintf(to, wanted == CASE_UPPER ? "SS" : "Ss");
         else
             to += ds_utf8_put(upper ? ds_utf8_upper(code) : ds_utf8_lower(code), to);
         starts = wanted == CASE_TITLE && !ds_utf8_is_letter(code);

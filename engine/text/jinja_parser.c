@@ -137,7 +137,7 @@ static struct ds_jinja_node *adopt_body(struct ds_jinja_parser *parser, struct d
 
 static struct ds_jinja_node *parse_if(struct ds_jinja_parser *parser)
 {
-    static const char *const ends[] = { "elif", "else", "endif", NULL };
+    static const char *const ends[] = { "endif", "elif", "else", NULL };
     struct ds_jinja_node *node = ds_jinja_node(parser, DS_NODE_IF), **end;
     bool has_test = true;
 

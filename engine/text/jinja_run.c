@@ -168,13 +168,6 @@ static enum flow run_with(struct ds_jinja_run *run, const struct ds_jinja_node *
 
 /* --- loops --- */
 
-static unsigned loop_depth(const struct ds_jinja_frame *frame)
-{
-    while (frame && !frame->loop)
-        frame = frame->parent;
-    return frame ? frame->loop->depth : 0;
-}
-
 /* The items for which the loop's own `if` holds. */
 static const struct ds_jinja_list *choose_items(struct ds_jinja_run *run,
                                                 const struct ds_jinja_node *node,
@@ -209,7 +202,7 @@ static void run_for(struct ds_jinja_run *run, const struct ds_jinja_node *node)
         items = choose_items(run, node, items);
     if (!items || !loop)
         return;
-    *loop = (struct ds_jinja_loop){ .items = items, .depth = loop_depth(outer) + 1 };
+    *loop = (struct ds_jinja_loop){ .items = items };
     n = items->n; /* the list cannot grow under a loop that is bounded by what it saw */
     for (size_t i = 0; i < n && flow != FLOW_BREAK && run->code == 0; i++) {
         loop->index = i;

@@ -68,8 +68,7 @@ struct ds_jinja_dict { /* in order of insertion */
 
 struct ds_jinja_loop { /* the variable `loop` */
     const struct ds_jinja_list *items;
-    size_t index; /* from 0 */
-    unsigned depth;
+    size_t index;                  /* from 0 */
     struct ds_jinja_value changed; /* what loop.changed() saw last */
 };
 
@@ -175,9 +174,11 @@ struct ds_jinja_value ds_jinja_attribute(struct ds_jinja_run *run, struct ds_jin
                                          struct ds_bytes name);
 struct ds_jinja_value ds_jinja_item(struct ds_jinja_run *run, struct ds_jinja_value of,
                                     struct ds_jinja_value index);
-/* "a.b.0": as the attribute= of filters says it. */
+/* "a.b.0": as the attribute= of filters says it. otherwise (may be NULL) stands in for what is not
+ * there. */
 struct ds_jinja_value ds_jinja_path(struct ds_jinja_run *run, struct ds_jinja_value of,
-                                    struct ds_jinja_value path);
+                                    struct ds_jinja_value path,
+                                    const struct ds_jinja_value *otherwise);
 
 /* --- JSON --- */
 
