@@ -28,8 +28,7 @@ void ds_arena_deinit(struct ds_arena *arena)
     }
 }
 
-/* Chunks grow with what was taken, so that their number stays small; a large piece leaves room
- * behind it to grow into. */
+/* Chunks grow with what was taken, so that their number stays small. */
 static struct ds_arena_chunk *add_chunk(struct ds_arena *arena, size_t need)
 {
     size_t size = arena->taken_bytes / 4 > CHUNK_BYTES ? arena->taken_bytes / 4 : CHUNK_BYTES;
@@ -40,8 +39,8 @@ static struct ds_arena_chunk *add_chunk(struct ds_arena *arena, size_t need)
         arena->code = -E2BIG;
         return NULL;
     }
-    if (size / 2 < need)
-        size = 2 * need;
+    if (size < need)
+        size = need;
     if (size > room)
         size = room;
     chunk = malloc(sizeof *chunk + size);
@@ -83,15 +82,4 @@ void *ds_arena_alloc(struct ds_arena *arena, size_t size)
 char *ds_arena_text(struct ds_arena *arena, size_t size)
 {
     return take(arena, size, 1);
-}
-
-bool ds_arena_extend(struct ds_arena *arena, const char *text, size_t size, size_t more)
-{
-    struct ds_arena_chunk *chunk = arena->chunks;
-
-    if (!chunk || size == 0 || text < chunk->data || text + size != chunk->data + chunk->used ||
-        more > chunk->size - chunk->used)
-        return false;
-    chunk->used += more;
-    return true;
 }

@@ -6,7 +6,6 @@
  */
 #pragma once
 
-#include <stdbool.h>
 #include <stddef.h>
 
 struct ds_arena_chunk;
@@ -26,7 +25,3 @@ void *ds_arena_alloc(struct ds_arena *arena, size_t size);
 
 /* Room for text: unaligned, not zeroed. */
 char *ds_arena_text(struct ds_arena *arena, size_t size);
-
-/* The size bytes at text become size + more bytes in place, where they are the newest piece and its
- * chunk has room; what was written there stays. This makes a chain of concatenations linear. */
-bool ds_arena_extend(struct ds_arena *arena, const char *text, size_t size, size_t more);

@@ -93,6 +93,7 @@ static struct ds_bytes read_string(struct reader *reader)
 {
     const char *start = reader->at, *close = start;
     char *text, *to;
+    bool good = true;
 
     while (close < reader->end && *close != '"')
         close += *close == '\\' ? 2 : 1;
@@ -105,13 +106,15 @@ static struct ds_bytes read_string(struct reader *reader)
         return (struct ds_bytes){ start, (size_t) (close - start) };
     }
     text = to = ds_jinja_memory(reader->run, (size_t) (close - start) + 4);
-    while (text && reader->at < close) {
-        if (*reader->at != '\\')
+    while (text && good && reader->at < close) {
+        if (*reader->at != '\\') {
             *to++ = *reader->at++;
-        else if (reader->at++, !read_escape(reader, &to))
-            break;
+        } else {
+            reader->at++;
+            good = read_escape(reader, &to);
+        }
     }
-    if (!text || reader->at != close) {
+    if (!text || !good || reader->at != close) {
         (void) bad(reader);
         return (struct ds_bytes){ "", 0 };
     }

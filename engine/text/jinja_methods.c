@@ -70,9 +70,13 @@ static struct ds_jinja_value call_rstrip(struct ds_jinja_run *run, struct ds_jin
 
 /* --- split --- */
 
-/* The next or last place of what in text; NULL: none. */
-static const char *find(struct ds_bytes text, struct ds_bytes what, bool last)
+/* The next or last place of what in text; NULL: none. Looking for the last one compares at each
+ * place, and pays for it. */
+static const char *find(struct ds_jinja_run *run, struct ds_bytes text, struct ds_bytes what,
+                        bool last)
 {
+    if (!ds_jinja_pay(run, last ? text.size / 16 * (1 + what.size / 16) : text.size / 4096))
+        return NULL;
     if (!last)
         return memmem(text.data, text.size, what.data, what.size);
     for (size_t left = text.size + 1; left > what.size; left--)
@@ -148,8 +152,7 @@ static struct ds_jinja_value split(struct ds_jinja_run *run, struct ds_bytes tex
     if (by.kind != DS_STRING || by.text.size == 0)
         return ds_jinja_fail(run, -EBADMSG, "split() wants a separator that is not empty");
     list = ds_jinja_list(run, DS_LIST);
-    while (ds_jinja_pay(run, 1 + text.size / 4096) && most-- != 0 &&
-           (at = find(text, by.text, from_back))) {
+    while (ds_jinja_pay(run, 1) && most-- != 0 && (at = find(run, text, by.text, from_back))) {
         size_t front = (size_t) (at - text.data);
 
         if (from_back) {
@@ -243,8 +246,7 @@ static struct ds_jinja_value index_of(struct ds_jinja_run *run, struct ds_bytes 
                                       const struct ds_jinja_arguments *arguments, bool last)
 {
     struct ds_bytes what = ds_jinja_argument_text(run, arguments, 0, "sub", "");
-    const char *at =
-        ds_jinja_pay(run, text.size / 16 + last * what.size) ? find(text, what, last) : NULL;
+    const char *at = ds_jinja_pay(run, text.size / 16) ? find(run, text, what, last) : NULL;
 
     if (!at)
         return ds_jinja_integer(-1);
@@ -283,7 +285,7 @@ static struct ds_jinja_value call_count(struct ds_jinja_run *run, struct ds_jinj
 
     if (what.size == 0)
         return ds_jinja_integer(ds_jinja_length(run, &self) + 1);
-    while (ds_jinja_pay(run, 1 + text.size / 4096) && (at = find(text, what, false))) {
+    while (ds_jinja_pay(run, 1) && (at = find(run, text, what, false))) {
         text = cut(text, (size_t) (at - text.data) + what.size, 0);
         n++;
     }
@@ -402,10 +404,11 @@ static struct ds_jinja_value call_replace(struct ds_jinja_run *run, struct ds_ji
     struct ds_bytes text = self.text, out = { "", 0 };
     const char *at;
 
-    while (most-- != 0 && ds_jinja_pay(run, 1 + text.size / 4096)) {
+    while (most-- != 0 && ds_jinja_pay(run, 1)) {
         size_t front;
 
-        at = old.size ? find(text, old, false) : text.data; /* "" stands before each character */
+        at = old.size ? find(run, text, old, false)
+                      : text.data; /* "" stands before each character */
         if (!at || (old.size == 0 && text.size == 0))
             break;
         front = (size_t) (at - text.data);
@@ -454,7 +457,8 @@ static struct ds_jinja_value partition(struct ds_jinja_run *run, struct ds_bytes
 {
     struct ds_bytes by = ds_jinja_argument_text(run, arguments, 0, "sep", "");
     struct ds_jinja_value list = ds_jinja_list(run, DS_TUPLE), none = ds_jinja_literal("");
-    const char *at = by.size && ds_jinja_pay(run, text.size / 16) ? find(text, by, last) : NULL;
+    const char *at =
+        by.size && ds_jinja_pay(run, text.size / 16) ? find(run, text, by, last) : NULL;
     size_t front = at ? (size_t) (at - text.data) : 0;
 
     if (!at) {

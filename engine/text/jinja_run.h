@@ -102,9 +102,17 @@ struct ds_jinja_text { /* growing output */
     size_t size, room;
 };
 
+struct ds_jinja_tail { /* a text with room behind it */
+    char *end;
+    size_t size, room; /* bytes before and behind end */
+};
+
+#define DS_JINJA_TAILS 8
+
 struct ds_jinja_run {
     struct ds_arena arena;
-    int code; /* 0 or the first failure */
+    struct ds_jinja_tail tails[DS_JINJA_TAILS]; /* the largest of late */
+    int code;                                   /* 0 or the first failure */
     struct ds_error *error;
     uint64_t steps_left;
     uint64_t output_left; /* bytes that may yet be written anywhere */
@@ -144,7 +152,7 @@ void ds_jinja_put(struct ds_jinja_run *run, struct ds_jinja_dict *dict, struct d
 /* NULL: not there. */
 const struct ds_jinja_value *ds_jinja_get(struct ds_jinja_run *run,
                                           const struct ds_jinja_dict *dict, struct ds_bytes key);
-/* Joined text; in place where a is the newest piece of memory. */
+/* Joined text. Where nothing was joined to a before, and there is room behind it, in place. */
 struct ds_bytes ds_jinja_join(struct ds_jinja_run *run, struct ds_bytes a, struct ds_bytes b);
 struct ds_bytes ds_jinja_copy(struct ds_jinja_run *run, struct ds_bytes text);
 

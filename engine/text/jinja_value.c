@@ -216,17 +216,49 @@ struct ds_bytes ds_jinja_copy(struct ds_jinja_run *run, struct ds_bytes text)
     return ds_jinja_join(run, text, (struct ds_bytes){ "", 0 });
 }
 
+/* Long texts get as much room again behind them: a text that grows piece by piece, in a loop that
+ * makes other things meanwhile, then takes memory in proportion to its final size. The room belongs
+ * to whoever joins first: a text that was continued does not end at its tail any more. */
+#define ROOM_FROM_BYTES 256u
+
+static bool extend_tail(struct ds_jinja_run *run, struct ds_bytes a, struct ds_bytes b)
+{
+    for (unsigned i = 0; i < DS_JINJA_TAILS; i++) {
+        struct ds_jinja_tail *tail = &run->tails[i];
+
+        if (tail->end != a.data + a.size || tail->size < a.size || tail->room < b.size)
+            continue;
+        memcpy(tail->end, b.data, b.size);
+        tail->end += b.size;
+        tail->size += b.size;
+        tail->room -= b.size;
+        return true;
+    }
+    return false;
+}
+
+static void keep_tail(struct ds_jinja_run *run, char *end, size_t size)
+{
+    struct ds_jinja_tail *smallest = &run->tails[0];
+
+    for (unsigned i = 1; i < DS_JINJA_TAILS; i++)
+        if (run->tails[i].size < smallest->size)
+            smallest = &run->tails[i];
+    *smallest = (struct ds_jinja_tail){ .end = end, .size = size, .room = size };
+}
+
 struct ds_bytes ds_jinja_join(struct ds_jinja_run *run, struct ds_bytes a, struct ds_bytes b)
 {
+    size_t size = a.size + b.size;
+    bool roomy = a.size && b.size && size >= ROOM_FROM_BYTES;
     char *joined;
 
     if (!ds_jinja_pay(run, 1 + b.size / 64))
         return (struct ds_bytes){ "", 0 };
-    if (b.size && ds_arena_extend(&run->arena, a.data, a.size, b.size)) {
-        memcpy((char *) a.data + a.size, b.data, b.size);
-        return (struct ds_bytes){ a.data, a.size + b.size };
-    }
-    joined = ds_jinja_pay(run, a.size / 64) ? ds_arena_text(&run->arena, a.size + b.size) : NULL;
+    if (a.size && b.size && extend_tail(run, a, b))
+        return (struct ds_bytes){ a.data, size };
+    joined =
+        ds_jinja_pay(run, a.size / 64) ? ds_arena_text(&run->arena, roomy ? 2 * size : size) : NULL;
     if (!joined) {
         out_of_memory(run);
         return (struct ds_bytes){ "", 0 };
@@ -235,7 +267,9 @@ struct ds_bytes ds_jinja_join(struct ds_jinja_run *run, struct ds_bytes a, struc
         memcpy(joined, a.data, a.size);
     if (b.size)
         memcpy(joined + a.size, b.data, b.size);
-    return (struct ds_bytes){ joined, a.size + b.size };
+    if (roomy)
+        keep_tail(run, joined + size, size);
+    return (struct ds_bytes){ joined, size };
 }
 
 /* --- what values are --- */
