@@ -175,41 +175,40 @@ static void check_run(const struct run *run)
 }
 
 /* A stop string that has a chance: a part of the text, or few letters. */
-static struct ds_bytes some_stop(struct ds_random *random, const struct text *text)
+static struct ds_bytes some_stop(struct ds_dice *random, const struct text *text)
 {
-    size_t size = 1 + ds_random_below(random, 6);
+    size_t size = 1 + ds_dice_below(random, 6);
     char *stop;
 
-    if (ds_random_below(random, 3) == 0 || text->size < size) {
+    if (ds_dice_below(random, 3) == 0 || text->size < size) {
         stop = ds_random_text(random, size, &size);
     } else {
         stop = malloc(size);
         assert_non_null(stop);
-        memcpy(stop, text->data + ds_random_below(random, (uint32_t) (text->size - size + 1)),
-               size);
+        memcpy(stop, text->data + ds_dice_below(random, (uint32_t) (text->size - size + 1)), size);
     }
     return (struct ds_bytes){ stop, size };
 }
 
 /* Letters a and b only: stop strings that overlap themselves, found late or never. */
-static void check_two_letter_run(struct ds_random *random, const struct ds_tokenizer *tokenizer)
+static void check_two_letter_run(struct ds_dice *random, const struct ds_tokenizer *tokenizer)
 {
-    struct run run = { .tokenizer = tokenizer, .n_stops = 1 + ds_random_below(random, 2) };
+    struct run run = { .tokenizer = tokenizer, .n_stops = 1 + ds_dice_below(random, 2) };
     char stops[2][12];
 
     for (unsigned s = 0; s < run.n_stops; s++) {
-        run.stops[s] = (struct ds_bytes){ stops[s], 5 + ds_random_below(random, 7) };
+        run.stops[s] = (struct ds_bytes){ stops[s], 5 + ds_dice_below(random, 7) };
         for (size_t i = 0; i < run.stops[s].size; i++)
-            stops[s][i] = ds_random_below(random, 3) ? 'a' : 'b';
+            stops[s][i] = ds_dice_below(random, 3) ? 'a' : 'b';
     }
     for (run.n_ids = 0; run.n_ids < N_IDS; run.n_ids++)
-        run.ids[run.n_ids] = ds_random_below(random, 3) ? 'a' : 'b'; /* a byte's id is the byte */
+        run.ids[run.n_ids] = ds_dice_below(random, 3) ? 'a' : 'b'; /* a byte's id is the byte */
     check_run(&run);
 }
 
-static bool check_random_run(struct ds_random *random, const struct ds_tokenizer *tokenizer)
+static bool check_random_run(struct ds_dice *random, const struct ds_tokenizer *tokenizer)
 {
-    struct run run = { .tokenizer = tokenizer, .skip_control = ds_random_below(random, 2) };
+    struct run run = { .tokenizer = tokenizer, .skip_control = ds_dice_below(random, 2) };
     struct text whole;
     size_t cut;
     bool stopped;
@@ -218,11 +217,11 @@ static bool check_random_run(struct ds_random *random, const struct ds_tokenizer
         /* beyond the vocabulary now and then; often a byte: half characters */
         uint32_t n = ds_tokenizer_n_tokens(tokenizer) + 2;
 
-        run.ids[run.n_ids] = ds_random_below(random, 3) ? ds_random_below(random, n)
-                                                        : 192 + ds_random_below(random, 64);
+        run.ids[run.n_ids] =
+            ds_dice_below(random, 3) ? ds_dice_below(random, n) : 192 + ds_dice_below(random, 64);
     }
     (void) expected_text(&run, N_IDS, true, &whole);
-    for (uint32_t n = ds_random_below(random, 5); n > 0; n--)
+    for (uint32_t n = ds_dice_below(random, 5); n > 0; n--)
         run.stops[run.n_stops++] = some_stop(random, &whole);
     stopped = find_stop(&whole, run.stops, run.n_stops, &cut) >= 0;
     check_run(&run);
@@ -233,7 +232,7 @@ static bool check_random_run(struct ds_random *random, const struct ds_tokenizer
 
 static void a_random_stream_gives_the_whole_text_up_to_the_first_stop(void **state)
 {
-    struct ds_random random = { 11 };
+    struct ds_dice random = { 11 };
     int n_stopped = 0;
 
     (void) state;
@@ -298,7 +297,7 @@ static void finish(struct fixture *fixture, const char *text)
 
 static void stop_strings_that_overlap_themselves_are_found(void **state)
 {
-    struct ds_random random = { 12 };
+    struct ds_dice random = { 12 };
     struct ds_random_vocab *random_vocab = ds_random_vocab_new(DS_VOCAB_BPE, "gpt-2");
     struct ds_tokenizer *tokenizer = NULL;
 

@@ -131,7 +131,7 @@ static int take_size(void *context, size_t start, size_t end)
 #define N_TEXTS 1500
 
 /* Texts of characters that the expressions tell apart, each ended by a NUL. */
-static char *characters(struct ds_random *random, size_t *ret_size)
+static char *characters(struct ds_dice *random, size_t *ret_size)
 {
     static const char *const parts[] = {
         "a",        "b",      "Z",      " ",      "  ",     "\n",         "\r\n",   "\r",
@@ -146,8 +146,8 @@ static char *characters(struct ds_random *random, size_t *ret_size)
 
     assert_non_null(text);
     for (int i = 0; i < N_TEXTS; i++) {
-        for (uint32_t left = ds_random_below(random, 14); left > 0; left--) {
-            const char *part = parts[ds_random_below(random, sizeof parts / sizeof parts[0])];
+        for (uint32_t left = ds_dice_below(random, 14); left > 0; left--) {
+            const char *part = parts[ds_dice_below(random, sizeof parts / sizeof parts[0])];
 
             memcpy(text + n, part, strlen(part));
             n += strlen(part);
@@ -163,7 +163,7 @@ static void random_texts_are_cut_as_by_the_expressions(void **state)
     static const char *const names[] = { "gpt-2", "smollm",         "llama-bpe",
                                          "qwen2", "deepseek-coder", "deepseek-v3" };
     char path[] = "/tmp/dsd-pretokenise-XXXXXX", command[256], line[1024];
-    struct ds_random random = { 20 };
+    struct ds_dice random = { 20 };
     size_t size = 0;
     ds_cleanup(ds_free_p) char *texts = characters(&random, &size);
     int fd = mkstemp(path);
@@ -215,15 +215,15 @@ static const char *const all_names[] = { "gpt-2",        "smollm",         "llam
 
 static void pieces_of_any_bytes_are_the_bytes_again(void **state)
 {
-    struct ds_random random = { 21 };
+    struct ds_dice random = { 21 };
 
     (void) state;
     for (int round = 0; round < 2000; round++) {
         uint8_t bytes[64];
-        size_t size = ds_random_below(&random, sizeof bytes), covered = 0;
+        size_t size = ds_dice_below(&random, sizeof bytes), covered = 0;
 
         for (size_t i = 0; i < size; i++)
-            bytes[i] = (uint8_t) ds_random_next(&random);
+            bytes[i] = (uint8_t) ds_dice_next(&random);
         assert_int_equal(ds_pretokenise(find(all_names[round % N_NAMES]), (const char *) bytes, 0,
                                         size, take_span, &covered),
                          0);

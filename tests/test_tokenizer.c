@@ -222,17 +222,16 @@ static void oracle_encode(struct oracle *oracle, size_t size, unsigned flags)
     }
 }
 
-static void compare_with_oracle(const struct ds_random_vocab *random_vocab,
-                                struct ds_random *random)
+static void compare_with_oracle(const struct ds_random_vocab *random_vocab, struct ds_dice *random)
 {
     struct ds_tokenizer *tokenizer = make(random_vocab);
 
     for (int i = 0; i < 12; i++) {
         struct oracle *oracle = calloc(1, sizeof *oracle);
-        unsigned flags = ds_random_below(random, 2) ? DS_ENCODE_SPECIAL : 0;
+        unsigned flags = ds_dice_below(random, 2) ? DS_ENCODE_SPECIAL : 0;
         uint32_t *ids = NULL;
         size_t size, n = 0;
-        char *text = ds_random_text(random, ds_random_below(random, 320), &size);
+        char *text = ds_random_text(random, ds_dice_below(random, 320), &size);
 
         assert_non_null(oracle);
         oracle->vocab = &random_vocab->vocab;
@@ -251,7 +250,7 @@ static void compare_with_oracle(const struct ds_random_vocab *random_vocab,
 static void random_byte_level_vocabularies_encode_as_defined(void **state)
 {
     static const char *const pres[] = { "gpt-2", "smollm", "llama-bpe", "qwen2", "deepseek-llm" };
-    struct ds_random random = { 1 };
+    struct ds_dice random = { 1 };
 
     (void) state;
     for (int round = 0; round < 25; round++) {
@@ -265,7 +264,7 @@ static void random_byte_level_vocabularies_encode_as_defined(void **state)
 
 static void random_spm_vocabularies_encode_as_defined(void **state)
 {
-    struct ds_random random = { 2 };
+    struct ds_dice random = { 2 };
 
     (void) state;
     for (int round = 0; round < 25; round++) {
@@ -281,7 +280,7 @@ static void random_spm_vocabularies_encode_as_defined(void **state)
 /* Also through the memory of words: texts long enough to have one, and longer than its slots. */
 static void decoding_gives_any_bytes_back(void **state)
 {
-    struct ds_random random = { 3 };
+    struct ds_dice random = { 3 };
 
     (void) state;
     for (int round = 0; round < 60; round++) {
@@ -289,12 +288,12 @@ static void decoding_gives_any_bytes_back(void **state)
                                                          : ds_random_vocab_spm(&random, round % 4);
         struct ds_tokenizer *tokenizer = make(random_vocab);
         size_t size = 0, n = 0, back_size = 0;
-        char *text = ds_random_text(&random, ds_random_below(&random, 6000), &size), *back = NULL;
+        char *text = ds_random_text(&random, ds_dice_below(&random, 6000), &size), *back = NULL;
         uint32_t *ids = NULL;
 
         for (size_t i = 0; i < size; i++) {
-            if (ds_random_below(&random, 50) == 0)
-                text[i] = (char) ds_random_next(&random);
+            if (ds_dice_below(&random, 50) == 0)
+                text[i] = (char) ds_dice_next(&random);
             if (text[i] == (char) 0xE2) /* U+2581 would come back as a space */
                 text[i] = '\0';
         }
@@ -633,7 +632,7 @@ static void hostile_text_costs_no_more_than_n_log_n(void **state)
     static const char *const units[] = {
         "a", " ", "ab", "<|", "<|a", "\n", "\u4f60", "\xFF", "[u]"
     };
-    struct ds_random random = { 5 };
+    struct ds_dice random = { 5 };
 
     (void) state;
     for (int kind = 0; kind < 3; kind++) {
@@ -693,7 +692,7 @@ static void *encode_again(void *context)
 
 static void threads_share_one_tokenizer(void **state)
 {
-    struct ds_random random = { 6 };
+    struct ds_dice random = { 6 };
     struct ds_random_vocab *random_vocab = ds_random_vocab_bpe(&random, "qwen2");
     struct ds_tokenizer *tokenizer = make(random_vocab);
     struct thread_job jobs[4];

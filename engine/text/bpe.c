@@ -77,14 +77,15 @@ void ds_bpe_deinit(struct ds_bpe *bpe)
 /* The token that a whole word is, if it is one. */
 static uint32_t find_word(const struct ds_bpe *bpe, const char *word, size_t size)
 {
-    char text[512]; /* no token of a real vocabulary stands for more than 256 bytes */
+    char text[512 + 4]; /* twice what the longest token of a known vocabulary has */
     size_t n = 0;
     uint32_t id;
 
-    if (size > sizeof text / 2)
-        return DS_TOKEN_NONE;
-    for (size_t i = 0; i < size; i++)
+    for (size_t i = 0; i < size; i++) {
         n += ds_utf8_encode(ds_byte_level_code_point((uint8_t) word[i]), text + n);
+        if (n > sizeof text - 4)
+            return DS_TOKEN_NONE;
+    }
     id = ds_text_index_find(&bpe->index, (struct ds_bytes){ text, n }, nothing);
     return id < bpe->index.vocab->n_tokens ? id : DS_TOKEN_NONE;
 }

@@ -60,6 +60,8 @@ static int derive_merges(struct ds_spm *spm, uint32_t id, struct ds_error *error
     uint32_t code_point, left, right;
     int r;
 
+    if (text.size > DS_SPM_TOKEN_MAX && vocab->types && vocab->types[id] == DS_TOKEN_USER)
+        return 0; /* found in the text before anything is merged */
     if (text.size > DS_SPM_TOKEN_MAX)
         return ds_error_set(error, -EBADMSG, "token %u is %zu bytes long, at most %u are allowed",
                             id, text.size, DS_SPM_TOKEN_MAX);

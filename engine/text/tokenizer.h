@@ -3,7 +3,7 @@
  * tokenizer.h - text to token ids and back, as the model's file describes it.
  *
  * Immutable after ds_tokenizer_new(): encode and piece may run on any number of threads at once.
- * Byte-level BPE (GPT-2; merges by rank) with pre-tokenisers gpt-2, smollm, llama-bpe, qwen2; SPM
+ * Byte-level BPE (GPT-2; merges by rank) with the pre-tokenisers of pretokenise.c; SPM
  * (merges by score, byte fallback). Text is bytes: invalid UTF-8 is tokenised too, never refused.
  * Only special tokens that stand in the text become special tokens: merging never makes one.
  */

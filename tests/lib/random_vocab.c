@@ -6,7 +6,7 @@
 
 #define SPACE "\u2581"
 
-uint64_t ds_random_next(struct ds_random *random)
+uint64_t ds_dice_next(struct ds_dice *random)
 {
     uint64_t z = random->state += 0x9E3779B97F4A7C15u;
 
@@ -15,9 +15,9 @@ uint64_t ds_random_next(struct ds_random *random)
     return z ^ z >> 31;
 }
 
-uint32_t ds_random_below(struct ds_random *random, uint32_t n)
+uint32_t ds_dice_below(struct ds_dice *random, uint32_t n)
 {
-    return (uint32_t) ((ds_random_next(random) >> 32) * n >> 32);
+    return (uint32_t) ((ds_dice_next(random) >> 32) * n >> 32);
 }
 
 static void *must(void *memory)
@@ -142,17 +142,17 @@ void ds_random_vocab_bytes(struct ds_random_vocab *random_vocab)
 }
 
 /* A token to merge with: mostly one of the few letters that texts are made of, or their merges. */
-static struct ds_bytes some_token(struct ds_random *random, const struct ds_random_vocab *vocab)
+static struct ds_bytes some_token(struct ds_dice *random, const struct ds_random_vocab *vocab)
 {
     static const uint8_t letters[] = "aabbc \n1\xE4\xBD\xA0\xC3\xA9";
     uint32_t n_merged = vocab->vocab.n_tokens - 256;
 
-    if (n_merged > 0 && ds_random_below(random, 2) == 0)
-        return vocab->tokens[256 + ds_random_below(random, n_merged)];
-    return vocab->tokens[letters[ds_random_below(random, sizeof letters - 1)]];
+    if (n_merged > 0 && ds_dice_below(random, 2) == 0)
+        return vocab->tokens[256 + ds_dice_below(random, n_merged)];
+    return vocab->tokens[letters[ds_dice_below(random, sizeof letters - 1)]];
 }
 
-struct ds_random_vocab *ds_random_vocab_bpe(struct ds_random *random, const char *pre)
+struct ds_random_vocab *ds_random_vocab_bpe(struct ds_dice *random, const char *pre)
 {
     struct ds_random_vocab *random_vocab = ds_random_vocab_new(DS_VOCAB_BPE, pre);
 
@@ -164,7 +164,7 @@ struct ds_random_vocab *ds_random_vocab_bpe(struct ds_random *random, const char
 
         if (both.size < 40) {
             ds_random_vocab_merge(random_vocab, left, right);
-            if (ds_random_below(random, 8) > 0)
+            if (ds_dice_below(random, 8) > 0)
                 ds_random_vocab_token(random_vocab, both, DS_TOKEN_NORMAL, 0);
         }
         free((char *) both.data);
@@ -175,7 +175,7 @@ struct ds_random_vocab *ds_random_vocab_bpe(struct ds_random *random, const char
     return random_vocab;
 }
 
-struct ds_random_vocab *ds_random_vocab_spm(struct ds_random *random, bool spaces)
+struct ds_random_vocab *ds_random_vocab_spm(struct ds_dice *random, bool spaces)
 {
     static const char *const characters[] = { "a", "b", "c", SPACE, "1", "\n", "\u00e9", "\u4f60" };
     struct ds_random_vocab *random_vocab = ds_random_vocab_new(DS_VOCAB_SPM, "");
@@ -188,14 +188,14 @@ struct ds_random_vocab *ds_random_vocab_spm(struct ds_random *random, bool space
         ds_random_vocab_string(random_vocab, characters[i], DS_TOKEN_NORMAL, -1000);
     for (int i = 0; i < 120; i++) {
         char text[64] = "";
-        float score = -(float) ds_random_below(random, 60);
+        float score = -(float) ds_dice_below(random, 60);
 
-        for (uint32_t n = spaces ? 0 : ds_random_below(random, 3); n > 0; n--)
+        for (uint32_t n = spaces ? 0 : ds_dice_below(random, 3); n > 0; n--)
             strcat(text, SPACE);
-        for (uint32_t n = 1 + ds_random_below(random, 5); n > 0; n--) {
-            uint32_t c = ds_random_below(random, 3 * 8);
+        for (uint32_t n = 1 + ds_dice_below(random, 5); n > 0; n--) {
+            uint32_t c = ds_dice_below(random, 3 * 8);
 
-            c = c < 8 ? c : ds_random_below(random, 3);
+            c = c < 8 ? c : ds_dice_below(random, 3);
             strcat(text, c == 3 && !spaces ? "a" : characters[c]);
         }
         ds_random_vocab_string(random_vocab, text, DS_TOKEN_NORMAL, score);
@@ -204,7 +204,7 @@ struct ds_random_vocab *ds_random_vocab_spm(struct ds_random *random, bool space
     return random_vocab;
 }
 
-char *ds_random_text(struct ds_random *random, size_t size, size_t *ret_size)
+char *ds_random_text(struct ds_dice *random, size_t size, size_t *ret_size)
 {
     static const char *const parts[] = {
         "a",      "b",      "c",          "a",     "b",        " ",    "  ",       "\n",
@@ -216,11 +216,11 @@ char *ds_random_text(struct ds_random *random, size_t size, size_t *ret_size)
     size_t n = 0;
 
     /* Now and then one letter only, for words that go through a heap. */
-    bool dull = ds_random_below(random, 4) == 0;
+    bool dull = ds_dice_below(random, 4) == 0;
 
     while (n < size) {
-        uint32_t i = dull ? ds_random_below(random, 3)
-                          : ds_random_below(random, sizeof parts / sizeof parts[0]);
+        uint32_t i =
+            dull ? ds_dice_below(random, 3) : ds_dice_below(random, sizeof parts / sizeof parts[0]);
 
         memcpy(text + n, parts[i], strlen(parts[i]));
         n += strlen(parts[i]);

@@ -13,12 +13,12 @@
 
 #include "engine/format/checkpoint.h"
 
-struct ds_random { /* SplitMix64 */
+struct ds_dice { /* SplitMix64 */
     uint64_t state;
 };
 
-uint64_t ds_random_next(struct ds_random *random);
-uint32_t ds_random_below(struct ds_random *random, uint32_t n); /* n > 0 */
+uint64_t ds_dice_next(struct ds_dice *random);
+uint32_t ds_dice_below(struct ds_dice *random, uint32_t n); /* n > 0 */
 
 /* A vocabulary under construction; vocab points into it. */
 struct ds_random_vocab {
@@ -48,9 +48,9 @@ void ds_random_vocab_bytes(struct ds_random_vocab *random_vocab);
 /* Complete ones. BPE: bytes, merges of tokens that exist (their results sometimes no tokens),
  * <|a|>, <|ab|> (control) and [u] (user-defined). SPM: <unk>, <s>, </s>, bytes, some characters,
  * random pieces with random scores, some alike; spaces: pieces may hold U+2581 inside. */
-struct ds_random_vocab *ds_random_vocab_bpe(struct ds_random *random, const char *pre);
-struct ds_random_vocab *ds_random_vocab_spm(struct ds_random *random, bool spaces);
+struct ds_random_vocab *ds_random_vocab_bpe(struct ds_dice *random, const char *pre);
+struct ds_random_vocab *ds_random_vocab_spm(struct ds_dice *random, bool spaces);
 
 /* Up to size bytes: letters that the vocabularies favour, blanks, digits, newlines, other scripts,
  * special tokens, bytes that are no UTF-8. Fresh memory: free(). */
-char *ds_random_text(struct ds_random *random, size_t size, size_t *ret_size);
+char *ds_random_text(struct ds_dice *random, size_t size, size_t *ret_size);
