@@ -15,7 +15,7 @@
 
 #include "engine/serve/philox.h"
 
-enum { BIAS_MAX = 1024 };
+enum { BIAS_MAX = 1024, CHUNK = 64 };
 
 struct candidate {
     float logit;
@@ -31,30 +31,56 @@ struct ds_sampler {
     struct candidate *candidates; /* [n_vocab] */
 };
 
-/* exp(x) for x <= 0, within 2 ulp, the same everywhere. x = k ln 2 + r, |r| <= ln 2 / 2. */
-static double exp_below(double x)
-{
-    /* 1/n!, n = 12..2 */
-    static const double series[] = { 1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800, 1.0 / 362880,
-                                     1.0 / 40320,     1.0 / 5040,     1.0 / 720,     1.0 / 120,
-                                     1.0 / 24,        1.0 / 6,        1.0 / 2 };
-    double r, sum, power;
-    uint64_t bits;
-    int k;
+/* exp(x) of n numbers x <= 0, within 2 ulp, the same on every machine; in place. x = k ln 2 + r,
+ * |r| <= ln 2 / 2, two at a time. */
+typedef double vec2 __attribute__((vector_size(16)));
+typedef int64_t ivec2 __attribute__((vector_size(16)));
 
-    if (!(x > -700.0))
-        return 0.0;
-    k = (int) (x * 1.4426950408889634074 - 0.5); /* nearest, x being negative */
-    r = x - (double) k * 0x1.62e42fefa38p-1;     /* ln 2 in two parts: the first times k is exact */
-    r -= (double) k * 0x1.ef35793c7673p-45;
-    sum = 1.0 / 6227020800.0;
-    for (unsigned i = 0; i < sizeof series / sizeof series[0]; i++)
+static inline vec2 exp_pair(vec2 x)
+{
+    /* 1/n!, n = 12..0 */
+    static const double series[] = { 1.0 / 479001600,
+                                     1.0 / 39916800,
+                                     1.0 / 3628800,
+                                     1.0 / 362880,
+                                     1.0 / 40320,
+                                     1.0 / 5040,
+                                     1.0 / 720,
+                                     1.0 / 120,
+                                     1.0 / 24,
+                                     1.0 / 6,
+                                     1.0 / 2,
+                                     1.0,
+                                     1.0 };
+    const ivec2 one = (ivec2) (vec2){ 1.0, 1.0 };
+    ivec2 normal = x > -700.0; /* else 0; not for NaN either */
+    vec2 shifted, k, r, sum;
+
+    x = (vec2) ((ivec2) x & normal);
+    shifted = x * 1.4426950408889634074 + 0x1.8p52; /* k in the low bits, to nearest */
+    k = shifted - 0x1.8p52;
+    r = x - k * 0x1.62e42fefa38p-1; /* ln 2 in two parts: the first times k is exact */
+    r -= k * 0x1.ef35793c7673p-45;
+    sum = r * (1.0 / 6227020800.0) + series[0];
+    for (unsigned i = 1; i < sizeof series / sizeof series[0]; i++)
         sum = sum * r + series[i];
-    sum = sum * r + 1.0;
-    sum = sum * r + 1.0;
-    bits = (uint64_t) (1023 + k) << 52;
-    memcpy(&power, &bits, sizeof power);
-    return sum * power;
+    sum *= (vec2) (((ivec2) shifted << 52) + one);
+    return (vec2) ((ivec2) sum & normal);
+}
+
+static void exp_below(double *x, uint32_t n)
+{
+    uint32_t i = 0;
+
+    for (; i + 2 <= n; i += 2) {
+        vec2 pair = { x[i], x[i + 1] };
+
+        pair = exp_pair(pair);
+        x[i] = pair[0];
+        x[i + 1] = pair[1];
+    }
+    if (i < n)
+        x[i] = exp_pair((vec2){ x[i], -INFINITY })[0];
 }
 
 /* What a logit counts as: NaN can never win, and no infinity makes NaN of a difference. */
@@ -234,35 +260,63 @@ static const float *adjust(struct ds_sampler *sampler, const struct ds_sampling 
     return out;
 }
 
-static uint32_t argmax(const float *logits, uint32_t n)
+/* The largest logit, NaN apart; -inf where there is none. */
+static float largest_of(const float *logits, uint32_t n)
 {
-    float best = -INFINITY;
-    uint32_t id = 0;
+    typedef float vec4 __attribute__((vector_size(16)));
+    typedef int32_t ivec4 __attribute__((vector_size(16)));
+    const vec4 none = { -INFINITY, -INFINITY, -INFINITY, -INFINITY };
+    vec4 best[2] = { none, none }, x;
+    float largest = -INFINITY;
 
-    for (uint32_t i = 0; i < n; i++) {
-        if (logits[i] > best) { /* false for NaN */
-            best = logits[i];
-            id = i;
+    for (; n >= 8; n -= 8, logits += 8) {
+        for (unsigned i = 0; i < 2; i++) {
+            ivec4 larger;
+
+            memcpy(&x, logits + (size_t) 4 * i, sizeof x);
+            larger = x > best[i]; /* false for NaN */
+            best[i] = (vec4) (((ivec4) x & larger) | ((ivec4) best[i] & ~larger));
         }
     }
+    for (unsigned i = 0; i < 8; i++)
+        largest = best[i / 4][i % 4] > largest ? best[i / 4][i % 4] : largest;
+    for (uint32_t i = 0; i < n; i++)
+        largest = logits[i] > largest ? logits[i] : largest;
+    return largest;
+}
+
+static uint32_t argmax(const float *logits, uint32_t n)
+{
+    float largest = largest_of(logits, n);
+    uint32_t id = 0;
+
+    if (largest == -INFINITY)
+        return 0;
+    while (logits[id] != largest)
+        id++;
     return id;
 }
 
 /* The k largest logits, in order. */
 static uint32_t select_top(struct candidate *list, const float *logits, uint32_t n, uint32_t k)
 {
-    float threshold;
+    enum { LOOK_AHEAD = 64 }; /* so many at a time are passed over when none is large enough */
 
     for (uint32_t i = 0; i < k; i++)
         list[i] = (struct candidate){ .logit = sane(logits[i]), .id = i, .key = sane(logits[i]) };
     heapify(list, k, false);
-    threshold = list[0].logit;
-    for (uint32_t i = k; i < n; i++) {
-        if (!(logits[i] > threshold)) /* an equal one has the higher id: the one in wins */
+    for (uint32_t start = k; start < n; start += LOOK_AHEAD) {
+        uint32_t end = n - start < LOOK_AHEAD ? n : start + LOOK_AHEAD;
+
+        if (!(largest_of(logits + start, end - start) > list[0].logit))
             continue;
-        list[0] = (struct candidate){ .logit = sane(logits[i]), .id = i, .key = sane(logits[i]) };
-        sift(list, k, 0, false);
-        threshold = list[0].logit;
+        for (uint32_t i = start; i < end; i++) {
+            if (!(logits[i] > list[0].logit)) /* an equal one has the higher id: the one in wins */
+                continue;
+            list[0] =
+                (struct candidate){ .logit = sane(logits[i]), .id = i, .key = sane(logits[i]) };
+            sift(list, k, 0, false);
+        }
     }
     unheap(list, k);
     return k;
@@ -278,15 +332,29 @@ static uint32_t take_all(struct candidate *list, const float *logits, uint32_t n
 /* Sets every weight; returns their sum. */
 static double weigh(struct candidate *list, uint32_t n, float largest, double temperature)
 {
-    double total = 0.0;
+    double chunk[CHUNK], total = 0.0;
 
-    for (uint32_t i = 0; i < n; i++) {
-        double distance = (double) list[i].logit - (double) largest;
+    for (uint32_t start = 0; start < n; start += CHUNK) {
+        uint32_t m = n - start < CHUNK ? n - start : CHUNK;
 
-        list[i].weight = exp_below(temperature == 1.0 ? distance : distance / temperature);
-        total += list[i].weight;
+        for (uint32_t i = 0; i < m; i++)
+            chunk[i] = ((double) list[start + i].logit - (double) largest) / temperature;
+        exp_below(chunk, m);
+        for (uint32_t i = 0; i < m; i++)
+            total += list[start + i].weight = chunk[i];
     }
     return total;
+}
+
+static uint32_t drop_light(struct candidate *list, uint32_t n, double lightest)
+{
+    uint32_t kept = 0;
+
+    for (uint32_t i = 0; i < n; i++) {
+        if (list[i].weight >= lightest)
+            list[kept++] = list[i];
+    }
+    return kept;
 }
 
 /* Keeps the candidates that come first by key until their weights reach mass; at least one. */
@@ -332,17 +400,6 @@ static uint32_t keep_typical(struct candidate *list, uint32_t n, double total, d
     for (uint32_t i = 0; i < n; i++)
         list[i].key = -fabs(mean - (double) list[i].logit);
     return keep_mass(list, n, mass * total);
-}
-
-static uint32_t keep_min(struct candidate *list, uint32_t n, double largest, double share)
-{
-    uint32_t kept = 0;
-
-    for (uint32_t i = 0; i < n; i++) {
-        if (list[i].weight >= share * largest)
-            list[kept++] = list[i];
-    }
-    return kept;
 }
 
 static uint32_t draw(const struct candidate *list, uint32_t n, double total, double uniform)
@@ -395,12 +452,14 @@ uint32_t ds_sampler_pick(struct ds_sampler *sampler, const struct ds_sampling *s
         total = weigh(list, n, largest, 1.0);
     }
     if (sampling->top_p < 1.0f) {
+        /* First what it cannot reach: all of that together weighs less than what it leaves out. */
+        n = drop_light(list, n, (1.0 - (double) sampling->top_p) * total / n);
         for (uint32_t i = 0; i < n; i++)
             list[i].key = (double) list[i].logit;
         n = keep_mass(list, n, (double) sampling->top_p * total);
     }
     if (sampling->min_p > 0.0f)
-        n = keep_min(list, n, 1.0, (double) sampling->min_p);
+        n = drop_light(list, n, (double) sampling->min_p); /* the largest weighs 1 */
     total = weigh(list, n, largest, (double) sampling->temperature);
     return draw(list, n, total, ds_philox_uniform(sampling->seed, position));
 }
@@ -409,16 +468,20 @@ uint32_t ds_sampler_pick(struct ds_sampler *sampler, const struct ds_sampling *s
 
 static double log_sum_exp(const float *logits, uint32_t n)
 {
-    float largest = sane(logits[0]);
-    double total = 0.0;
+    double largest = (double) sane(largest_of(logits, n)), chunk[CHUNK], total = 0.0;
 
-    for (uint32_t i = 1; i < n; i++)
-        largest = sane(logits[i]) > largest ? sane(logits[i]) : largest;
     if (largest == -INFINITY)
         return INFINITY;
-    for (uint32_t i = 0; i < n; i++)
-        total += exp_below((double) sane(logits[i]) - (double) largest);
-    return (double) largest + log(total);
+    for (uint32_t start = 0; start < n; start += CHUNK) {
+        uint32_t m = n - start < CHUNK ? n - start : CHUNK;
+
+        for (uint32_t i = 0; i < m; i++)
+            chunk[i] = (double) sane(logits[start + i]) - largest;
+        exp_below(chunk, m);
+        for (uint32_t i = 0; i < m; i++)
+            total += chunk[i];
+    }
+    return largest + log(total);
 }
 
 double ds_logprob(const float *logits, uint32_t n_vocab, uint32_t id)
