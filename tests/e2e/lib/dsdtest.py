@@ -120,8 +120,10 @@ def answer(events):
     return ids, text, final
 
 
-def finish(process, timeout=TIMEOUT):
+def finish(process, begun="", timeout=TIMEOUT):
+    """The answer of a `run --json`; begun: what was read of its output already."""
     out, err = process.communicate(timeout=timeout)
+    out = begun + out
     assert process.returncode == 0, "exit %d: %s %s" % (process.returncode, err, out[-500:])
     return answer([json.loads(line) for line in out.splitlines()])
 
