@@ -105,11 +105,11 @@ try:
     assert result.returncode == 69 and "none.sock" in result.stderr, result
 
     with Daemon(check=False) as dsd:
-        stream = dsd.popen("run", MODEL, "--ignore-eos", "-n", "2000", "--reconnect-timeout", "1", "Tell me a story.")
+        stream = dsd.popen("run", MODEL, "--ignore-eos", "-n", "2000", "Tell me a story.")
         stream.stdout.read(1)
         dsd.process.send_signal(signal.SIGKILL)
         dsd.process.wait()
-        out, err = stream.communicate(timeout=60)
+        out, err = stream.communicate(timeout=90)  # it waits 30 s for a new daemon
         print("daemon died in mid-answer -> %d %s" % (stream.returncode, err.strip()))
         assert stream.returncode == 69 and err.strip(), (stream.returncode, err)
 
