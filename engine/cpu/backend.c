@@ -1,26 +1,30 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "engine/backend.h"
 
+#include <sys/mman.h>
+
 #include "engine/cpu/cpu.h"
 
+/* Fresh pages: zeroed, not there until touched, and huge where the system likes: rows of a product
+ * are stored far apart, each in a page of its own. */
 static struct ds_buffer *buffer_new(struct ds_backend *backend, size_t n_floats)
 {
     struct ds_buffer *buffer = calloc(1, sizeof *buffer);
-    size_t bytes = (n_floats * sizeof(float) + 63) / 64 * 64;
 
     (void) backend;
-    if (!buffer || n_floats > SIZE_MAX / 8) {
-        free(buffer);
-        return NULL;
-    }
-    buffer->data = aligned_alloc(64, bytes ? bytes : 64);
-    if (!buffer->data) {
-        free(buffer);
-        return NULL;
-    }
-    memset(buffer->data, 0, bytes);
+    if (!buffer || n_floats > SIZE_MAX / 8)
+        goto fail;
     buffer->n_floats = n_floats;
+    buffer->mapping_bytes = n_floats * sizeof(float) + 1;
+    buffer->data = mmap(NULL, buffer->mapping_bytes, PROT_READ | PROT_WRITE,
+                        MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (buffer->data == MAP_FAILED)
+        goto fail;
+    (void) madvise(buffer->data, buffer->mapping_bytes, MADV_HUGEPAGE);
     return buffer;
+fail:
+    free(buffer);
+    return NULL;
 }
 
 static void buffer_free(struct ds_backend *backend, struct ds_buffer *buffer)
@@ -28,7 +32,7 @@ static void buffer_free(struct ds_backend *backend, struct ds_buffer *buffer)
     (void) backend;
     if (!buffer)
         return;
-    free(buffer->data);
+    (void) munmap(buffer->data, buffer->mapping_bytes);
     free(buffer);
 }
 

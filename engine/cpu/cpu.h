@@ -10,7 +10,8 @@
 
 struct ds_buffer {
     size_t n_floats;
-    float *data; /* 64-byte aligned */
+    float *data; /* page aligned */
+    size_t mapping_bytes;
 };
 
 struct ds_kv {

@@ -53,22 +53,33 @@ static void multiply_integer(const struct matmul *matmul, const struct ds_weight
     }
 }
 
+static void store_row(float *restrict out, const float *restrict acc, const float *restrict bias,
+                      bool accumulate, uint32_t lanes)
+{
+    for (uint32_t i = 0; i < lanes; i++) {
+        float value = bias[i] + acc[i];
+
+        out[i] = accumulate ? out[i] + value : value;
+    }
+}
+
 /* Adds bias and what is there already, and leaves out the padding rows of the last panel. */
 static void store(const struct ds_product *product, uint32_t panel, uint32_t first_row,
                   uint32_t n_rows, const float *acc)
 {
+    static const float no_bias[DS_PANEL_ROWS] = { -0.0f, -0.0f, -0.0f, -0.0f, -0.0f, -0.0f,
+                                                  -0.0f, -0.0f, -0.0f, -0.0f, -0.0f, -0.0f,
+                                                  -0.0f, -0.0f, -0.0f, -0.0f };
     uint32_t n = product->weight->n, first = panel * DS_PANEL_ROWS;
     uint32_t lanes = n - first < DS_PANEL_ROWS ? n - first : DS_PANEL_ROWS;
-    const float *bias = product->bias ? product->bias->data + first : NULL;
+    const float *bias = product->bias ? product->bias->data + first : no_bias;
+    float *out = product->out->data + (size_t) first_row * n + first;
 
-    for (uint32_t row = 0; row < n_rows; row++, acc += DS_PANEL_ROWS) {
-        float *out = product->out->data + (size_t) (first_row + row) * n + first;
-
-        for (uint32_t lane = 0; lane < lanes; lane++) {
-            float value = bias ? acc[lane] + bias[lane] : acc[lane];
-
-            out[lane] = product->accumulate ? out[lane] + value : value;
-        }
+    for (uint32_t row = 0; row < n_rows; row++, acc += DS_PANEL_ROWS, out += n) {
+        if (lanes == DS_PANEL_ROWS) /* said with constants, it becomes vectors */
+            store_row(out, acc, bias, product->accumulate, DS_PANEL_ROWS);
+        else
+            store_row(out, acc, bias, product->accumulate, lanes);
     }
 }
 
