@@ -124,8 +124,13 @@ $(B)/dsctl: $(dsctl) $(proto) $(B)/libds.so
 		$(dsctl_libs) $(proto_libs) -lm
 
 # Kernels for one instruction set live in files named after it, chosen at run time.
-$(B)/%_avx2.o: override CFLAGS += -mavx2 -mfma -mf16c
-$(B)/%_avx512.o: override CFLAGS += -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mavx512bf16 -mfma -mf16c
+# Undefined behaviour is looked for in the portable kernels, their model: here it would take minutes.
+ifeq ($(SAN),address)
+isa_flags := -fno-sanitize=undefined
+endif
+$(B)/%_avx2.o: override CFLAGS += -mavx2 -mfma -mf16c $(isa_flags)
+$(B)/%_avx512.o: override CFLAGS += -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mavx512bf16 -mfma -mf16c \
+                                    $(isa_flags)
 $(B)/engine/cpu/%.o: override CFLAGS += -O3
 
 $(B)/%.o: %.c | $(B)/proto/ds.pb-c.h

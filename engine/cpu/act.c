@@ -15,7 +15,7 @@ static const struct {
     bool halves; /* one scale for each half of a unit */
 } offsets[DS_ACT_OFFSETS] = { { 8, false }, { 16, false }, { 32, true }, { 128, false } };
 
-int32_t ds_act_wide_limit(const int32_t *magnitudes, uint32_t n_units)
+int32_t ds_act_wide_limit(const int32_t *magnitudes, size_t stride, uint32_t n_units)
 {
     enum { NARROW_UNITS = 16 }; /* k <= 512: short sums average little noise out, and cost little */
     int64_t sum = 0;
@@ -24,7 +24,7 @@ int32_t ds_act_wide_limit(const int32_t *magnitudes, uint32_t n_units)
     if (n_units <= NARROW_UNITS)
         return -1; /* all wide */
     for (uint32_t u = 0; u < n_units; u++) {
-        int32_t magnitude = magnitudes[2 * u];
+        int32_t magnitude = magnitudes[u * stride];
 
         if (magnitude < DS_ACT_MAGNITUDE_MIN || magnitude > DS_ACT_MAGNITUDE_MAX)
             continue;
@@ -46,22 +46,25 @@ static void *cut(char **memory, size_t size)
 static int resize(struct ds_act_memory *memory, uint32_t n, uint32_t k)
 {
     struct ds_act *act = &memory->act;
-    size_t elements = (size_t) n * k, units = elements / DS_UNIT_K;
-    size_t halves = 2 * units * sizeof(int32_t), floats = units * sizeof(float);
-    size_t n_planes = 2 + 1 + 3 + 2 + 2 * DS_ACT_OFFSETS;
-    char *at = ds_scratch_get(&memory->memory, 2 * elements + (size_t) k / DS_UNIT_K * (n + 16) +
-                                                   3 * floats + (2 + 2 * DS_ACT_OFFSETS) * halves +
-                                                   64 * n_planes);
+    uint32_t group_rows = n < DS_ACT_GROUP ? n : DS_ACT_GROUP;
+    size_t n_groups = (n + group_rows - 1) / group_rows, n_units = k / DS_UNIT_K;
+    size_t cells = n_groups * group_rows * n_units;
+    size_t halves = 2 * cells * sizeof(int32_t), floats = cells * sizeof(float);
+    size_t n_planes = 2 + 2 + 3 + 2 + 2 * DS_ACT_OFFSETS;
+    char *at =
+        ds_scratch_get(&memory->memory, 2 * cells * DS_UNIT_K + 2 * cells + 3 * floats +
+                                            (2 + 2 * DS_ACT_OFFSETS) * halves + 64 * n_planes);
 
     if (!at)
         return -ENOMEM;
     act->n = n;
     act->k = k;
-    act->n_units = k / DS_UNIT_K;
-    act->high = cut(&at, elements);
-    act->low = cut(&at, elements);
-    act->wide_stride = n + 16;
-    act->wide = cut(&at, act->n_units * act->wide_stride);
+    act->n_units = (uint32_t) n_units;
+    act->group_rows = group_rows;
+    act->high = cut(&at, cells * DS_UNIT_K);
+    act->low = cut(&at, cells * DS_UNIT_K);
+    act->wide = cut(&at, cells);
+    act->any_wide = cut(&at, n_groups * n_units);
     act->scale = cut(&at, floats);
     act->fine = cut(&at, floats);
     act->sum = cut(&at, floats);
@@ -81,30 +84,45 @@ struct quantise {
     bool wanted[DS_ACT_OFFSETS];
 };
 
-static void quantise_row(void *arg, uint32_t row, unsigned thread)
+/* The corrections of cells first .. end for one of the offsets */
+static void correct(struct ds_act_memory *memory, unsigned i, size_t first, size_t end)
+{
+    const struct ds_act *act = &memory->act;
+    int32_t *high = memory->offsets[i].high, *low = memory->offsets[i].low;
+    int32_t factor = -(int32_t) offsets[i].offset;
+
+    for (size_t at = 2 * first; at < 2 * end; at += 2) {
+        high[at] = act->half_high[at] * factor;
+        low[at] = act->half_low[at] * factor;
+        high[at + 1] = act->half_high[at + 1] * factor;
+        low[at + 1] = act->half_low[at + 1] * factor;
+        if (offsets[i].halves)
+            continue;
+        high[at] += high[at + 1];
+        low[at] += low[at + 1];
+        high[at + 1] = low[at + 1] = 0;
+    }
+}
+
+static void quantise_group(void *arg, uint32_t group, unsigned thread)
 {
     struct quantise *quantise = arg;
     struct ds_act_memory *memory = quantise->memory;
     struct ds_act *act = &memory->act;
-    size_t first = (size_t) row * act->n_units * 2, end = first + 2 * (size_t) act->n_units;
+    uint32_t first = group * act->group_rows, left = act->n - first;
+    uint32_t n = left < act->group_rows ? left : act->group_rows;
+    size_t cell = ds_act_cell(act, first, 0), any = (size_t) group * act->n_units;
 
     (void) thread;
-    quantise->kernels->quantise(act, row, quantise->x + (size_t) row * act->k);
-    for (unsigned i = 0; i < DS_ACT_OFFSETS; i++) {
-        int32_t *high = memory->offsets[i].high, *low = memory->offsets[i].low;
-        int32_t factor = -(int32_t) offsets[i].offset;
-
-        for (size_t at = first; at < end && quantise->wanted[i]; at += 2) {
-            high[at] = act->half_high[at] * factor;
-            low[at] = act->half_low[at] * factor;
-            high[at + 1] = act->half_high[at + 1] * factor;
-            low[at + 1] = act->half_low[at + 1] * factor;
-            if (offsets[i].halves)
-                continue;
-            high[at] += high[at + 1];
-            low[at] += low[at + 1];
-            high[at + 1] = low[at + 1] = 0;
-        }
+    for (uint32_t row = first; row < first + n; row++)
+        quantise->kernels->quantise(act, row, quantise->x + (size_t) row * act->k);
+    for (uint32_t u = 0; u < act->n_units; u++, cell += act->group_rows) {
+        act->any_wide[any + u] = 0;
+        for (uint32_t i = 0; i < n; i++)
+            act->any_wide[any + u] |= act->wide[cell + i];
+        for (unsigned i = 0; i < DS_ACT_OFFSETS; i++)
+            if (quantise->wanted[i])
+                correct(memory, i, cell, cell + n);
     }
 }
 
@@ -121,8 +139,7 @@ int ds_act_quantise(struct ds_act_memory *memory, const struct ds_kernels *kerne
     for (unsigned i = 0; i < DS_ACT_OFFSETS; i++)
         for (unsigned j = 0; j < n_formats; j++)
             quantise.wanted[i] |= formats[j]->offset == offsets[i].offset;
-    /* A row takes less time than waking a thread. */
-    ds_pool_run(pool, quantise_row, &quantise, n, 8);
+    ds_pool_run(pool, quantise_group, &quantise, (n + DS_ACT_GROUP - 1) / DS_ACT_GROUP, 1);
     return 0;
 }
 

@@ -9,10 +9,10 @@
 #define DS_ACT_MAGNITUDE_MIN ((127 - 60) << 23)
 #define DS_ACT_MAGNITUDE_MAX ((127 + 100) << 23)
 
-/* Units whose magnitude bits exceed this are wide. magnitudes[2 i], i < n_units, are the units'
- * amax as bits, which for floats is near enough to a logarithm: an outlier does not move their mean
- * far. */
-int32_t ds_act_wide_limit(const int32_t *magnitudes, uint32_t n_units);
+/* Units whose magnitude bits exceed this are wide. magnitudes[i * stride], i < n_units, are the
+ * units' amax as bits, which for floats is near enough to a logarithm: an outlier does not move
+ * their mean far. */
+int32_t ds_act_wide_limit(const int32_t *magnitudes, size_t stride, uint32_t n_units);
 
 #define DS_FLOAT_KERNELS(set)                                                                      \
     void ds_quantise_##set(struct ds_act *act, uint32_t row, const float *x);                      \

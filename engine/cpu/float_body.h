@@ -73,20 +73,19 @@ always_inline void quantise_half(int8_t *high, int8_t *low, const float *x, floa
     *ret_low = v16i_sum(l);
 }
 
-/* Unit u of the row whose first unit is number first. */
-static void quantise_unit(struct ds_act *act, size_t first, uint32_t u, const float *x,
-                          int32_t magnitude, bool wide)
+static void quantise_unit(struct ds_act *act, size_t cell, const float *x, int32_t magnitude,
+                          bool wide)
 {
-    size_t unit = first + u, at = unit * DS_UNIT_K;
-    int32_t *high = act->half_high + 2 * unit, *low = act->half_low + 2 * unit;
+    size_t at = cell * DS_UNIT_K;
+    int32_t *high = act->half_high + 2 * cell, *low = act->half_low + 2 * cell;
     float amax, inverse;
 
     memcpy(&amax, &magnitude, sizeof amax);
-    act->scale[unit] = amax / 127.0f;
+    act->scale[cell] = amax / 127.0f;
     inverse = (wide ? 16256.0f : 127.0f) / amax;
     if (magnitude < DS_ACT_MAGNITUDE_MIN || magnitude > DS_ACT_MAGNITUDE_MAX) {
         /* Nothing to speak of, or beyond all sense: then the scale carries a NaN onward. */
-        act->scale[unit] = magnitude < DS_ACT_MAGNITUDE_MIN ? 0.0f : NAN;
+        act->scale[cell] = magnitude < DS_ACT_MAGNITUDE_MIN ? 0.0f : NAN;
         memset(act->high + at, 0, DS_UNIT_K);
         memset(act->low + at, 0, DS_UNIT_K);
         high[0] = high[1] = low[0] = low[1] = 0;
@@ -96,24 +95,25 @@ static void quantise_unit(struct ds_act *act, size_t first, uint32_t u, const fl
             quantise_half(act->high + at + 16 * half, act->low + at + 16 * half, x + 16 * half,
                           inverse, wide, &high[half], &low[half]);
     }
-    act->wide[u * act->wide_stride + first / act->n_units] = wide;
-    act->fine[unit] = act->scale[unit] * (1.0f / 128);
-    act->sum[unit] = act->fine[unit] * (float) ((high[0] + high[1]) * 128 + (low[0] + low[1]));
+    act->wide[cell] = wide;
+    act->fine[cell] = act->scale[cell] * (1.0f / 128);
+    act->sum[cell] = act->fine[cell] * (float) ((high[0] + high[1]) * 128 + (low[0] + low[1]));
 }
 
 void FLOAT_NAME(quantise)(struct ds_act *act, uint32_t row, const float *x)
 {
-    size_t first = (size_t) row * act->n_units;
-    int32_t *magnitudes = act->half_high + 2 * first; /* overwritten unit by unit below */
+    size_t cell = ds_act_cell(act, row, 0), step = act->group_rows;
+    int32_t *magnitudes = act->half_high + 2 * cell; /* overwritten unit by unit below */
     int32_t limit;
 
     for (uint32_t u = 0; u < act->n_units; u++)
-        magnitudes[2 * u] = unit_magnitude(x + (size_t) u * DS_UNIT_K);
-    limit = ds_act_wide_limit(magnitudes, act->n_units);
+        magnitudes[2 * step * u] = unit_magnitude(x + (size_t) u * DS_UNIT_K);
+    limit = ds_act_wide_limit(magnitudes, 2 * step, act->n_units);
     for (uint32_t u = 0; u < act->n_units; u++) {
-        int32_t magnitude = magnitudes[2 * u];
+        int32_t magnitude = magnitudes[2 * step * u];
 
-        quantise_unit(act, first, u, x + (size_t) u * DS_UNIT_K, magnitude, magnitude > limit);
+        quantise_unit(act, cell + step * u, x + (size_t) u * DS_UNIT_K, magnitude,
+                      magnitude > limit);
     }
 }
 

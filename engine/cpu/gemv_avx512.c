@@ -8,22 +8,16 @@
 
 #define PREFETCH_BYTES 2048
 
-struct vector {
-    const struct ds_gemv *gemv;
-    uint32_t unit;
-};
-
-/* isum of groups first .. + n_groups for row i */
-DS_INLINE __m512i row_sum(const struct vector *vector, unsigned i, bool offset, bool wide,
+/* isum of groups first .. + n_groups for one row */
+DS_INLINE __m512i row_sum(const struct ds_gemv *gemv, size_t cell, bool offset, bool wide,
                           const __m512i q[8], unsigned first, unsigned n_groups)
 {
-    const struct ds_act *act = vector->gemv->act;
-    const size_t row = vector->gemv->first_row + i, at = row * act->n_units + vector->unit;
-    const int8_t *high = act->high + at * DS_UNIT_K, *low = act->low + at * DS_UNIT_K;
+    const int8_t *high = gemv->act->high + cell * DS_UNIT_K;
+    const int8_t *low = gemv->act->low + cell * DS_UNIT_K;
     __m512i sum = _mm512_setzero_si512();
 
     if (offset)
-        sum = _mm512_set1_epi32(vector->gemv->offset.high[2 * at + first / 4]);
+        sum = _mm512_set1_epi32(gemv->offset.high[2 * cell + first / 4]);
 #pragma GCC unroll 8
     for (unsigned g = first; g < first + n_groups; g++)
         sum = _mm512_dpbusd_epi32(sum, q[g], four_k(high + 4 * g));
@@ -31,30 +25,28 @@ DS_INLINE __m512i row_sum(const struct vector *vector, unsigned i, bool offset, 
         return sum;
     sum = _mm512_slli_epi32(sum, 7);
     if (offset)
-        sum =
-            _mm512_add_epi32(sum, _mm512_set1_epi32(vector->gemv->offset.low[2 * at + first / 4]));
+        sum = _mm512_add_epi32(sum, _mm512_set1_epi32(gemv->offset.low[2 * cell + first / 4]));
 #pragma GCC unroll 8
     for (unsigned g = first; g < first + n_groups; g++)
         sum = _mm512_dpbusd_epi32(sum, q[g], four_k(low + 4 * g));
     return sum;
 }
 
-DS_INLINE __m512 row_add(const struct vector *vector, unsigned i, enum ds_panel_scale scale,
+DS_INLINE __m512 row_add(const struct ds_gemv *gemv, size_t cell, enum ds_panel_scale scale,
                          bool wide, const __m512i q[8], const struct unit_scales *s, __m512 acc)
 {
-    const struct ds_act *act = vector->gemv->act;
-    const size_t at = (size_t) (vector->gemv->first_row + i) * act->n_units + vector->unit;
-    const __m512 factor = _mm512_set1_ps(wide ? act->fine[at] : act->scale[at]);
+    const struct ds_act *act = gemv->act;
+    const __m512 factor = _mm512_set1_ps(wide ? act->fine[cell] : act->scale[cell]);
     const bool offset = scale == DS_SCALE_D || scale == DS_SCALE_6K;
     const unsigned n_groups = scale == DS_SCALE_6K ? 4 : 8;
 
     for (unsigned first = 0; first < 8; first += n_groups) {
-        __m512i sum = row_sum(vector, i, offset, wide, q, first, n_groups);
+        __m512i sum = row_sum(gemv, cell, offset, wide, q, first, n_groups);
 
         acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), _mm512_mul_ps(s->d[first / 4], factor), acc);
     }
     if (!offset)
-        acc = _mm512_fmadd_ps(s->m, _mm512_set1_ps(act->sum[at]), acc);
+        acc = _mm512_fmadd_ps(s->m, _mm512_set1_ps(act->sum[cell]), acc);
     return acc;
 }
 
@@ -67,13 +59,13 @@ DS_INLINE void multiply(const struct ds_gemv *gemv, unsigned bits, enum ds_panel
     const unsigned unit_bytes = bits == 8 ? 512 : bits == 6 ? 384 : bits == 5 ? 320 : 256;
     const uint8_t *group = ds_weight_panel(weight, gemv->panel);
     const uint8_t *unit = group + weight->scale_bytes;
-    struct vector vector = { gemv, 0 };
+    size_t cell = ds_act_cell(act, gemv->first_row, 0);
     __m512 acc[DS_GEMV_ROWS];
 
     for (unsigned i = 0; i < n; i++)
         acc[i] = _mm512_setzero_ps();
-    for (; vector.unit < act->n_units; group += weight->format->group_bytes)
-        for (unsigned u = 0; u < group_units; u++, vector.unit++, unit += unit_bytes) {
+    for (uint32_t unit_number = 0; unit_number < act->n_units; unit_number += group_units) {
+        for (unsigned u = 0; u < group_units; u++, unit += unit_bytes, cell += act->group_rows) {
             struct unit_scales s = unit_scales(scale, group, u);
             __m512i q[8];
 
@@ -82,12 +74,14 @@ DS_INLINE void multiply(const struct ds_gemv *gemv, unsigned bits, enum ds_panel
             unit_quants(bits, unit, q);
 #pragma GCC unroll 4
             for (unsigned i = 0; i < n; i++) {
-                if (ds_act_any_wide(act, vector.unit, gemv->first_row + i, 1))
-                    acc[i] = row_add(&vector, i, scale, true, q, &s, acc[i]);
+                if (act->wide[cell + i])
+                    acc[i] = row_add(gemv, cell + i, scale, true, q, &s, acc[i]);
                 else
-                    acc[i] = row_add(&vector, i, scale, false, q, &s, acc[i]);
+                    acc[i] = row_add(gemv, cell + i, scale, false, q, &s, acc[i]);
             }
         }
+        group += weight->format->group_bytes;
+    }
     for (unsigned i = 0; i < n; i++)
         _mm512_store_ps(gemv->acc + i * DS_PANEL_ROWS, acc[i]);
 }

@@ -46,7 +46,7 @@ always_inline __m256i pairs(const struct kind *kind, __m256i w, __m256i a)
 /* sum[i] += eight rows of weights at q times n rows of activations at a, groups first .. + n_groups
  */
 always_inline void dot(const struct kind *kind, unsigned n, const uint8_t *q, const int8_t *a,
-                       size_t stride, unsigned first, unsigned n_groups, __m256i sum[ROWS_MAX])
+                       unsigned first, unsigned n_groups, __m256i sum[ROWS_MAX])
 {
     const __m256i ones = _mm256_set1_epi16(1);
 
@@ -61,7 +61,7 @@ always_inline void dot(const struct kind *kind, unsigned n, const uint8_t *q, co
 
 #pragma GCC unroll 4
             for (unsigned i = 0; i < n; i++)
-                part[i] = _mm256_add_epi16(part[i], pairs(kind, w, four_k(a + i * stride + 4 * g)));
+                part[i] = _mm256_add_epi16(part[i], pairs(kind, w, four_k(a + 32 * i + 4 * g)));
         }
         for (unsigned i = 0; i < n; i++)
             sum[i] = _mm256_add_epi32(sum[i], _mm256_madd_epi16(part[i], ones));
@@ -75,30 +75,28 @@ always_inline void unit_add(const struct kind *kind, const struct rows *rows, un
 {
     const struct ds_gemm *gemm = rows->gemm;
     const struct ds_act *act = gemm->act;
-    const uint32_t unit = gemm->first_unit + u;
-    const size_t at = (size_t) rows->first * act->n_units + unit;
-    const bool low = ds_act_any_wide(act, unit, rows->first, n);
+    const size_t cell = ds_act_cell(act, rows->first, gemm->first_unit + u);
+    const bool low = ds_act_any_wide(act, rows->first, gemm->first_unit + u);
     const bool offset = !kind->minimum && kind->bits != 8;
+    const size_t correction = 2 * cell + first / 4;
     const uint8_t *q = gemm->tile->q[u] + 4 * lane;
-    const float *scale = (low ? act->fine : act->scale) + at;
+    const float *scale = (low ? act->fine : act->scale) + cell;
     __m256 d = _mm256_load_ps(gemm->tile->d[u][first / 4] + lane);
     __m256i sum[ROWS_MAX];
 
     for (unsigned i = 0; i < n; i++)
-        sum[i] = _mm256_set1_epi32(
-            offset ? gemm->offset.high[2 * (at + (size_t) i * act->n_units) + first / 4] : 0);
-    dot(kind, n, q, act->high + at * DS_UNIT_K, act->k, first, n_groups, sum);
+        sum[i] = _mm256_set1_epi32(offset ? gemm->offset.high[correction + 2 * i] : 0);
+    dot(kind, n, q, act->high + cell * DS_UNIT_K, first, n_groups, sum);
     if (low) {
         for (unsigned i = 0; i < n; i++) {
-            size_t correction = 2 * (at + (size_t) i * act->n_units) + first / 4;
+            int32_t more = offset ? gemm->offset.low[correction + 2 * i] : 0;
 
-            sum[i] = _mm256_add_epi32(_mm256_slli_epi32(sum[i], 7),
-                                      _mm256_set1_epi32(offset ? gemm->offset.low[correction] : 0));
+            sum[i] = _mm256_add_epi32(_mm256_slli_epi32(sum[i], 7), _mm256_set1_epi32(more));
         }
-        dot(kind, n, q, act->low + at * DS_UNIT_K, act->k, first, n_groups, sum);
+        dot(kind, n, q, act->low + cell * DS_UNIT_K, first, n_groups, sum);
     }
     for (unsigned i = 0; i < n; i++) {
-        __m256 both = _mm256_mul_ps(d, _mm256_set1_ps(scale[(size_t) i * act->n_units]));
+        __m256 both = _mm256_mul_ps(d, _mm256_set1_ps(scale[i]));
 
         acc[i] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum[i]), both, acc[i]);
     }
@@ -115,7 +113,7 @@ always_inline void multiply_rows(const struct kind *kind, const struct rows *row
         acc[i] = gemm->first_unit == 0 ? _mm256_setzero_ps()
                                        : _mm256_load_ps(rows->acc + i * DS_PANEL_ROWS + lane);
     for (uint32_t u = 0; u < gemm->n_units; u++) {
-        const float *sums = act->sum + (size_t) rows->first * act->n_units + gemm->first_unit + u;
+        const float *sums = act->sum + ds_act_cell(act, rows->first, gemm->first_unit + u);
 
         if (kind->halves) {
             unit_add(kind, rows, n, u, lane, 0, 4, acc);
@@ -125,7 +123,7 @@ always_inline void multiply_rows(const struct kind *kind, const struct rows *row
         }
         for (unsigned i = 0; i < n && kind->minimum; i++)
             acc[i] = _mm256_fmadd_ps(_mm256_load_ps(gemm->tile->m[u] + lane),
-                                     _mm256_set1_ps(sums[(size_t) i * act->n_units]), acc[i]);
+                                     _mm256_set1_ps(sums[i]), acc[i]);
     }
     for (unsigned i = 0; i < n; i++)
         _mm256_store_ps(rows->acc + i * DS_PANEL_ROWS + lane, acc[i]);
@@ -133,15 +131,23 @@ always_inline void multiply_rows(const struct kind *kind, const struct rows *row
 
 always_inline void multiply_all(const struct ds_gemm *gemm, const struct kind kind)
 {
-    struct rows rows = { gemm, gemm->first_row, gemm->acc };
-    uint32_t left = gemm->n_rows;
+    const uint32_t group = gemm->act->group_rows;
+    uint32_t row = 0;
 
-    for (; left >= 4; left -= 4, rows.first += 4, rows.acc += 4 * DS_PANEL_ROWS)
-        for (unsigned lane = 0; lane < DS_PANEL_ROWS; lane += 8)
-            multiply_rows(&kind, &rows, 4, lane);
-    for (; left; left--, rows.first++, rows.acc += DS_PANEL_ROWS)
-        for (unsigned lane = 0; lane < DS_PANEL_ROWS; lane += 8)
-            multiply_rows(&kind, &rows, 1, lane);
+    while (row < gemm->n_rows) {
+        uint32_t left = group - row % group; /* rows taken together lie in one group */
+        unsigned n = left >= 4 && gemm->n_rows - row >= 4 ? 4 : 1;
+        struct rows rows = { gemm, gemm->first_row + row,
+                             gemm->acc + (size_t) row * DS_PANEL_ROWS };
+
+        for (unsigned lane = 0; lane < DS_PANEL_ROWS; lane += 8) {
+            if (n == 4)
+                multiply_rows(&kind, &rows, 4, lane);
+            else
+                multiply_rows(&kind, &rows, 1, lane);
+        }
+        row += n;
+    }
 }
 
 void ds_gemm_avx2(const struct ds_gemm *gemm)

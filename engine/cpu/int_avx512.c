@@ -64,37 +64,36 @@ void ds_unpack_avx512(struct ds_tile *tile, const struct ds_weight *weight, uint
 /* How weights of a kind are scaled: what the inner loop is specialised for. */
 enum kind { KIND_MIN, KIND_OFFSET, KIND_HALVES };
 
-#define ROWS_MAX 12
+#define ROWS_MAX DS_ACT_GROUP
 
+/* Rows of one group, next to each other in every cell plane */
 struct rows {
     const struct ds_gemm *gemm;
     uint32_t first; /* row of act */
     float *acc;
 };
 
-/* isum of groups first .. + n of one unit for all rows; low tells whether any row is wide here. */
-DS_INLINE void unit_sums(const struct rows *rows, unsigned n, enum kind kind, const uint8_t *q,
-                         uint32_t unit, unsigned first, unsigned n_groups, bool low,
+/* isum of groups first .. + n_groups of one unit for all rows; low tells whether any is wide here.
+ */
+DS_INLINE void unit_sums(const struct ds_gemm *gemm, unsigned n, enum kind kind, const uint8_t *q,
+                         size_t cell, unsigned first, unsigned n_groups, bool low,
                          __m512i sum[ROWS_MAX])
 {
-    const struct ds_act *act = rows->gemm->act;
-    const size_t at = (size_t) rows->first * act->k + (size_t) unit * DS_UNIT_K;
-    const int8_t *high_k = act->high + at, *low_k = act->low + at;
-    const size_t correction = 2 * ((size_t) rows->first * act->n_units + unit) + first / 4;
+    const int8_t *high_k = gemm->act->high + cell * DS_UNIT_K;
+    const int8_t *low_k = gemm->act->low + cell * DS_UNIT_K;
+    const size_t correction = 2 * cell + first / 4;
 
 #pragma GCC unroll 12
     for (unsigned i = 0; i < n; i++)
-        sum[i] = kind == KIND_MIN
-                     ? _mm512_setzero_si512()
-                     : _mm512_set1_epi32(
-                           rows->gemm->offset.high[correction + 2 * (size_t) i * act->n_units]);
+        sum[i] = kind == KIND_MIN ? _mm512_setzero_si512()
+                                  : _mm512_set1_epi32(gemm->offset.high[correction + 2 * i]);
 #pragma GCC unroll 8
     for (unsigned g = first; g < first + n_groups; g++) {
         __m512i w = _mm512_load_si512(q + 64 * g);
 
 #pragma GCC unroll 12
         for (unsigned i = 0; i < n; i++)
-            sum[i] = _mm512_dpbusd_epi32(sum[i], w, four_k(high_k + (size_t) i * act->k + 4 * g));
+            sum[i] = _mm512_dpbusd_epi32(sum[i], w, four_k(high_k + 32 * i + 4 * g));
     }
     if (!low)
         return;
@@ -102,9 +101,8 @@ DS_INLINE void unit_sums(const struct rows *rows, unsigned n, enum kind kind, co
     for (unsigned i = 0; i < n; i++) {
         sum[i] = _mm512_slli_epi32(sum[i], 7);
         if (kind != KIND_MIN)
-            sum[i] = _mm512_add_epi32(
-                sum[i], _mm512_set1_epi32(
-                            rows->gemm->offset.low[correction + 2 * (size_t) i * act->n_units]));
+            sum[i] =
+                _mm512_add_epi32(sum[i], _mm512_set1_epi32(gemm->offset.low[correction + 2 * i]));
     }
 #pragma GCC unroll 8
     for (unsigned g = first; g < first + n_groups; g++) {
@@ -112,40 +110,38 @@ DS_INLINE void unit_sums(const struct rows *rows, unsigned n, enum kind kind, co
 
 #pragma GCC unroll 12
         for (unsigned i = 0; i < n; i++)
-            sum[i] = _mm512_dpbusd_epi32(sum[i], w, four_k(low_k + (size_t) i * act->k + 4 * g));
+            sum[i] = _mm512_dpbusd_epi32(sum[i], w, four_k(low_k + 32 * i + 4 * g));
     }
 }
 
 /* acc += one scale's worth of a unit; the same bits with or without the low terms where they are 0:
  * a sum times 128 and a scale over 128 change exponents only. */
-DS_INLINE void unit_add(const struct rows *rows, unsigned n, enum kind kind, uint32_t u,
-                        unsigned first, unsigned n_groups, bool low, __m512 acc[ROWS_MAX])
+DS_INLINE void unit_add(const struct ds_gemm *gemm, unsigned n, enum kind kind, uint32_t u,
+                        size_t cell, unsigned first, unsigned n_groups, bool low,
+                        __m512 acc[ROWS_MAX])
 {
-    const struct ds_act *act = rows->gemm->act;
-    const struct ds_tile *tile = rows->gemm->tile;
-    const uint32_t unit = rows->gemm->first_unit + u;
-    const float *scale =
-        (low ? act->fine : act->scale) + (size_t) rows->first * act->n_units + unit;
+    const struct ds_tile *tile = gemm->tile;
+    const float *scale = (low ? gemm->act->fine : gemm->act->scale) + cell;
     __m512 d = _mm512_load_ps(tile->d[u][first / 4]);
     __m512i sum[ROWS_MAX];
 
-    unit_sums(rows, n, kind, tile->q[u], unit, first, n_groups, low, sum);
+    unit_sums(gemm, n, kind, tile->q[u], cell, first, n_groups, low, sum);
 #pragma GCC unroll 12
     for (unsigned i = 0; i < n; i++) {
-        __m512 both = _mm512_mul_ps(d, _mm512_set1_ps(scale[(size_t) i * act->n_units]));
+        __m512 both = _mm512_mul_ps(d, _mm512_set1_ps(scale[i]));
 
         acc[i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[i]), both, acc[i]);
     }
 }
 
-DS_INLINE void unit_all(const struct rows *rows, unsigned n, enum kind kind, uint32_t u, bool low,
-                        __m512 acc[ROWS_MAX])
+DS_INLINE void unit_all(const struct ds_gemm *gemm, unsigned n, enum kind kind, uint32_t u,
+                        size_t cell, bool low, __m512 acc[ROWS_MAX])
 {
     if (kind == KIND_HALVES) {
-        unit_add(rows, n, kind, u, 0, 4, low, acc);
-        unit_add(rows, n, kind, u, 4, 4, low, acc);
+        unit_add(gemm, n, kind, u, cell, 0, 4, low, acc);
+        unit_add(gemm, n, kind, u, cell, 4, 4, low, acc);
     } else {
-        unit_add(rows, n, kind, u, 0, 8, low, acc);
+        unit_add(gemm, n, kind, u, cell, 0, 8, low, acc);
     }
 }
 
@@ -153,27 +149,24 @@ DS_INLINE void multiply_rows(const struct rows *rows, unsigned n, enum kind kind
 {
     const struct ds_gemm *gemm = rows->gemm;
     const struct ds_act *act = gemm->act;
+    size_t cell = ds_act_cell(act, rows->first, gemm->first_unit);
     __m512 acc[ROWS_MAX];
 
 #pragma GCC unroll 12
     for (unsigned i = 0; i < n; i++)
         acc[i] = gemm->first_unit == 0 ? _mm512_setzero_ps()
                                        : _mm512_load_ps(rows->acc + i * DS_PANEL_ROWS);
-    for (uint32_t u = 0; u < gemm->n_units; u++) {
-        const uint32_t unit = gemm->first_unit + u;
-
-        if (ds_act_any_wide(act, unit, rows->first, n))
-            unit_all(rows, n, kind, u, true, acc);
+    for (uint32_t u = 0; u < gemm->n_units; u++, cell += act->group_rows) {
+        if (ds_act_any_wide(act, rows->first, gemm->first_unit + u))
+            unit_all(gemm, n, kind, u, cell, true, acc);
         else
-            unit_all(rows, n, kind, u, false, acc);
+            unit_all(gemm, n, kind, u, cell, false, acc);
         if (kind == KIND_MIN) {
-            const float *sums = act->sum + (size_t) rows->first * act->n_units + unit;
             __m512 m = _mm512_load_ps(gemm->tile->m[u]);
 
 #pragma GCC unroll 12
             for (unsigned i = 0; i < n; i++)
-                acc[i] =
-                    _mm512_fmadd_ps(m, _mm512_set1_ps(sums[(size_t) i * act->n_units]), acc[i]);
+                acc[i] = _mm512_fmadd_ps(m, _mm512_set1_ps(act->sum[cell + i]), acc[i]);
         }
     }
 #pragma GCC unroll 12
@@ -181,21 +174,37 @@ DS_INLINE void multiply_rows(const struct rows *rows, unsigned n, enum kind kind
         _mm512_store_ps(rows->acc + i * DS_PANEL_ROWS, acc[i]);
 }
 
+/* n rows of one group, with what is compiled: 12, 8, 4, 2, 1 */
+DS_INLINE void multiply_group(struct rows rows, unsigned n, enum kind kind)
+{
+    if (n == 12) {
+        multiply_rows(&rows, 12, kind);
+        return;
+    }
+#define MULTIPLY_BIT(bit)                                                                          \
+    if (n & (bit)) {                                                                               \
+        multiply_rows(&rows, bit, kind);                                                           \
+        rows.first += (bit);                                                                       \
+        rows.acc += (bit) *DS_PANEL_ROWS;                                                          \
+    }
+    MULTIPLY_BIT(8)
+    MULTIPLY_BIT(4)
+    MULTIPLY_BIT(2)
+    MULTIPLY_BIT(1)
+#undef MULTIPLY_BIT
+}
+
 DS_INLINE void multiply_all(const struct ds_gemm *gemm, enum kind kind)
 {
-    struct rows rows = { gemm, gemm->first_row, gemm->acc };
-    uint32_t left = gemm->n_rows;
+    const uint32_t group = gemm->act->group_rows;
 
-#define MULTIPLY_WHILE(n)                                                                          \
-    for (; left >= (n); left -= (n), rows.first += (n), rows.acc += (n) *DS_PANEL_ROWS)            \
-    multiply_rows(&rows, n, kind)
+    for (uint32_t row = 0; row < gemm->n_rows; row += group) {
+        uint32_t left = gemm->n_rows - row;
+        struct rows rows = { gemm, gemm->first_row + row,
+                             gemm->acc + (size_t) row * DS_PANEL_ROWS };
 
-    MULTIPLY_WHILE(12);
-    MULTIPLY_WHILE(8);
-    MULTIPLY_WHILE(4);
-    MULTIPLY_WHILE(2);
-    MULTIPLY_WHILE(1);
-#undef MULTIPLY_WHILE
+        multiply_group(rows, left < group ? left : group, kind);
+    }
 }
 
 void ds_gemm_avx512(const struct ds_gemm *gemm)

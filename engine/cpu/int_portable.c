@@ -79,25 +79,24 @@ static void dot(int32_t *sum, const uint8_t *q, const int8_t *a, unsigned n_grou
 }
 
 /* acc += one scale's worth of a unit: groups first_group .. + n_groups, weight scales d */
-static void add_groups(float *acc, const struct ds_gemm *gemm, uint32_t unit, size_t at,
+static void add_groups(float *acc, const struct ds_gemm *gemm, uint32_t u, size_t cell,
                        unsigned first_group, unsigned n_groups, const float *d)
 {
     const struct ds_act *act = gemm->act;
-    const uint8_t *q = gemm->tile->q[unit - gemm->first_unit] + 64 * first_group;
-    size_t a = at * DS_UNIT_K + 4 * first_group;
+    const uint8_t *q = gemm->tile->q[u] + 64 * first_group;
+    size_t a = cell * DS_UNIT_K + 4 * first_group;
     int32_t offset = -(int32_t) gemm->format->offset;
     int32_t sum[DS_PANEL_ROWS] = { 0 }, high = 0, low = 0;
-    bool wide = ds_act_wide(act, unit, (uint32_t) (at / act->n_units));
-    float scale = wide ? act->fine[at] : act->scale[at];
+    float scale = act->wide[cell] ? act->fine[cell] : act->scale[cell];
 
     for (unsigned half = first_group / 4; half < (first_group + n_groups) / 4; half++) {
-        high += act->half_high[2 * at + half] * offset;
-        low += act->half_low[2 * at + half] * offset;
+        high += act->half_high[2 * cell + half] * offset;
+        low += act->half_low[2 * cell + half] * offset;
     }
     dot(sum, q, act->high + a, n_groups);
     for (unsigned r = 0; r < DS_PANEL_ROWS; r++)
         sum[r] += high;
-    if (wide) {
+    if (act->wide[cell]) {
         for (unsigned r = 0; r < DS_PANEL_ROWS; r++)
             sum[r] = sum[r] * 128 + low;
         dot(sum, q, act->low + a, n_groups);
@@ -116,18 +115,17 @@ void ds_gemm_portable(const struct ds_gemm *gemm)
         if (gemm->first_unit == 0)
             memset(acc, 0, DS_PANEL_ROWS * sizeof *acc);
         for (uint32_t u = 0; u < gemm->n_units; u++) {
-            uint32_t unit = gemm->first_unit + u;
-            size_t at = (size_t) (gemm->first_row + row) * act->n_units + unit;
+            size_t cell = ds_act_cell(act, gemm->first_row + row, gemm->first_unit + u);
 
             if (gemm->format->scale == DS_SCALE_6K) {
-                add_groups(acc, gemm, unit, at, 0, 4, gemm->tile->d[u][0]);
-                add_groups(acc, gemm, unit, at, 4, 4, gemm->tile->d[u][1]);
+                add_groups(acc, gemm, u, cell, 0, 4, gemm->tile->d[u][0]);
+                add_groups(acc, gemm, u, cell, 4, 4, gemm->tile->d[u][1]);
             } else {
-                add_groups(acc, gemm, unit, at, 0, 8, gemm->tile->d[u][0]);
+                add_groups(acc, gemm, u, cell, 0, 8, gemm->tile->d[u][0]);
             }
             if (gemm->format->scale == DS_SCALE_DM || gemm->format->scale == DS_SCALE_K)
                 for (unsigned r = 0; r < DS_PANEL_ROWS; r++)
-                    acc[r] = fmaf(gemm->tile->m[u][r], act->sum[at], acc[r]);
+                    acc[r] = fmaf(gemm->tile->m[u][r], act->sum[cell], acc[r]);
         }
     }
 }

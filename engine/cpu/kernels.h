@@ -31,47 +31,46 @@
 
 #include "engine/cpu/panel.h"
 
-/* A batch of rows, quantised; plane[row * stride] unless said otherwise. */
+/*
+ * A batch of rows, quantised. Rows lie in groups of group_rows, and in a group all rows' first unit
+ * comes first, then all rows' second: a kernel that takes a group through its units reads straight
+ * on.
+ *
+ *      cell:   (row / group_rows * n_units + unit) * group_rows + row % group_rows
+ */
+#define DS_ACT_GROUP 12u
 struct ds_act {
-    uint32_t n;         /* rows */
-    uint32_t k;         /* elements of a row, a multiple of 32 */
-    uint32_t n_units;   /* k / 32 */
-    int8_t *high;       /* [n][k] */
-    int8_t *low;        /* [n][k]; 0 unless wide */
-    uint8_t *wide;      /* [n_units][wide_stride] 0 or 1 for each row */
-    size_t wide_stride; /* at least n + 16, so that 16 rows can be looked at together */
-    float *scale;       /* [n][n_units] */
-    float *fine;        /* [n][n_units] scale / 128 */
-    float *sum;         /* [n][n_units] of the quantised x */
-    int32_t *half_high; /* [n][n_units][2] sums of the halves' high */
-    int32_t *half_low;  /* of their low */
+    uint32_t n;          /* rows */
+    uint32_t k;          /* elements of a row, a multiple of 32 */
+    uint32_t n_units;    /* k / 32 */
+    uint32_t group_rows; /* n, or DS_ACT_GROUP where that is less; the last group may have fewer */
+    int8_t *high;        /* [cell][32] */
+    int8_t *low;         /* [cell][32] 0 unless wide */
+    uint8_t *wide;       /* [cell] 0 or 1 */
+    uint8_t *any_wide;   /* [group][n_units] is the unit wide in any row? */
+    float *scale;        /* [cell] */
+    float *fine;         /* [cell] scale / 128 */
+    float *sum;          /* [cell] of the quantised x */
+    int32_t *half_high;  /* [cell][2] sums of the halves' high */
+    int32_t *half_low;   /* [cell][2] of their low */
 };
 
-/* What turns a sum over q into one over q - offset: [n][n_units][2], half_high and half_low times
- * -offset. Formats with one scale per unit have it for the whole unit in the first of the two. */
+/* What turns a sum over q into one over q - offset: half_high and half_low times -offset. Formats
+ * with one scale per unit have it for the whole unit in the first of the two. */
 struct ds_act_offset {
-    const int32_t *high;
+    const int32_t *high; /* [cell][2] */
     const int32_t *low;
 };
 
-static inline bool ds_act_wide(const struct ds_act *act, uint32_t unit, uint32_t row)
+static inline size_t ds_act_cell(const struct ds_act *act, uint32_t row, uint32_t unit)
 {
-    return act->wide[unit * act->wide_stride + row];
+    return ((size_t) (row / act->group_rows) * act->n_units + unit) * act->group_rows +
+           row % act->group_rows;
 }
 
-/* Is the unit wide in any of n (<= 16) rows? */
-static inline bool ds_act_any_wide(const struct ds_act *act, uint32_t unit, uint32_t row,
-                                   unsigned n)
+static inline bool ds_act_any_wide(const struct ds_act *act, uint32_t row, uint32_t unit)
 {
-    const uint8_t *wide = act->wide + unit * act->wide_stride + row;
-    uint64_t bytes[2];
-
-    if (n == 1)
-        return *wide;
-    __builtin_memcpy(bytes, wide, sizeof bytes);
-    if (n <= 8)
-        return (bytes[0] << (64 - 8 * n)) != 0;
-    return (bytes[0] | bytes[1] << (128 - 8 * n)) != 0;
+    return act->any_wide[(size_t) (row / act->group_rows) * act->n_units + unit];
 }
 
 /* Units of one panel, unpacked for ds_kernels.gemm. */
@@ -102,7 +101,7 @@ struct ds_gemm {
     const struct ds_act *act;
     struct ds_act_offset offset;
     uint32_t first_unit, n_units;
-    uint32_t first_row, n_rows;
+    uint32_t first_row, n_rows; /* first_row begins a group */
     float *acc;
 };
 

@@ -6,7 +6,8 @@
  */
 #include "engine/cpu/cpu.h"
 
-#define TILE_ROWS    256u /* rows whose quantised form and sums stay in the second-level cache */
+/* Rows whose quantised form and sums stay in the second-level cache: whole groups. */
+#define TILE_ROWS    (21 * DS_ACT_GROUP)
 #define PRODUCTS_MAX 8u
 
 struct thread_memory {
