@@ -353,6 +353,24 @@ static void send_load(struct ds_resident *resident)
     }
 }
 
+/* Twice there when an engine died: tried alone, so that the third time shows who it was. */
+static bool is_suspect(const struct ds_resident *resident)
+{
+    return resident->crash_points > DS_CRASH_POINTS;
+}
+
+static bool suspect_is_tried(struct ds_server *server)
+{
+    struct ds_resident *resident;
+
+    ds_list_each(resident, &server->residents, link)
+    {
+        if (resident->state == DS_RESIDENT_LOADING && is_suspect(resident))
+            return true;
+    }
+    return false;
+}
+
 void ds_residents_kick(struct ds_server *server)
 {
     struct ds_resident *resident;
@@ -362,7 +380,8 @@ void ds_residents_kick(struct ds_server *server)
     {
         if (server->engine.state != DS_ENGINE_RUNNING)
             return;
-        if (resident->state != DS_RESIDENT_QUEUED)
+        if (resident->state != DS_RESIDENT_QUEUED ||
+            (is_suspect(resident) && suspect_is_tried(server)))
             continue;
         room = resident->reload || resident->files_sent ? FITS : make_room(resident);
         if (room == FITS)

@@ -228,6 +228,14 @@ static void take_datagram(struct ds_session *session, const void *datagram, size
 {
     const struct ds_datagram *head = datagram;
 
+    if (head->type != DS_DATAGRAM_ATTACH || session->state != DS_SESSION_ACTIVE) {
+        for (unsigned i = 0; i < n_fds; i++)
+            (void) close(fds[i]);
+        if (n_fds > 0) {
+            ds_session_drop(session, "descriptors where none belong", false);
+            return;
+        }
+    }
     if (session->state == DS_SESSION_GREETING && head->type == DS_DATAGRAM_HELLO)
         take_hello(session, datagram, size);
     else if (session->state == DS_SESSION_WELCOMED && head->type == DS_DATAGRAM_READY)
