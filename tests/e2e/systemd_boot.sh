@@ -78,7 +78,7 @@ $dsctl status >/dev/null || fail "no answer after a reload"
 kill -9 "$pid" # Restart=on-failure; whoever connects meanwhile waits in the socket
 tries=0
 until [ "$(systemctl show -P NRestarts dsd.service)" = 1 ] && [ "$(state dsd.service)" = active ]; do
-    tries=$((tries + 1)); [ $tries -lt 100 ] || fail "it was not started again"
+    tries=$((tries + 1)); [ $tries -lt 600 ] || fail "it was not started again"
     sleep 0.1
 done
 $dsctl status >/dev/null || fail "no answer after a restart"
@@ -94,7 +94,7 @@ echo PASS
 PROBE
 cat >"$root/etc/systemd/system/probe.service" <<'UNIT'
 [Unit]
-Requires=sysinit.target dsd.socket
+Wants=sysinit.target dsd.socket
 After=sysinit.target dsd.socket
 [Service]
 Type=oneshot
@@ -104,7 +104,7 @@ ExecStopPost=/bin/systemctl --force --no-block poweroff
 UNIT
 
 # shellcheck disable=SC2086 # bind_model is one word or none
-timeout 180 systemd-nspawn --quiet -D "$root" --bind-ro=/usr \
+SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1 timeout 180 systemd-nspawn --quiet -D "$root" --bind-ro=/usr \
     --bind-ro="$stage/usr/local:/usr/local" $bind_model --boot --register=no --keep-unit \
     --private-network --console=pipe -- --unit=probe.service --show-status=no \
     >"$work/console" 2>&1 </dev/null || true
