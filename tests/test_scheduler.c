@@ -159,6 +159,7 @@ static void arrivals_cancels_budgets_and_cache_sizes_do_not_show(void **state)
             expect_beginning(&f->serving.answers[i], &f->expected[i]);
         assert_int_equal(ds_kv_cache_n_free(f->serving.scheduler->cache), options.n_blocks);
     }
+    printf("note: %u steps with a sequence put back, %u cancels\n", put_back, cancelled);
     assert_true(put_back > 20 && cancelled > 20); /* the scene was what it claims to be */
 }
 
@@ -286,6 +287,55 @@ static void a_second_user_does_not_wait_for_all_of_the_first(void **state)
     assert_true(served <= 8); /* the second user got half of the machine at least */
     ds_serving_run(&f->serving);
     assert_int_equal(f->serving.answers[19].finish, DS_FINISH_LENGTH);
+}
+
+static void a_user_with_nothing_running_gets_a_place_of_who_has_several(void **state)
+{
+    struct fixture *f = *state;
+    struct ds_scheduler_options options = ds_serving_options();
+    struct ds_spec greedy_one = greedy(40, 150, 1), other = greedy(30, 5, 2);
+    struct ds_answer expected[4];
+
+    options.sequences_max = 3;
+    ds_serving_start(&f->serving, &options, 4);
+    for (unsigned i = 0; i < 3; i++) {
+        greedy_one.tokens[0] = i;
+        ds_serving_alone(&f->serving, &greedy_one, &expected[i]);
+        ds_serving_add(&f->serving, &greedy_one, i);
+    }
+    for (unsigned i = 0; i < 20; i++)
+        (void) ds_serving_step(&f->serving);
+    ds_serving_alone(&f->serving, &other, &expected[3]);
+    ds_serving_add(&f->serving, &other, 3);
+    for (unsigned i = 0; i < 5; i++) /* all five tokens at once, though every place was taken */
+        (void) ds_serving_step(&f->serving);
+    assert_int_equal(f->serving.answers[3].finish, DS_FINISH_LENGTH);
+    assert_int_equal(n_put_back(f->serving.scheduler), 1);
+    ds_serving_run(&f->serving);
+    for (unsigned i = 0; i < 4; i++)
+        ds_assert_same_answer(&f->serving.answers[i], &expected[i]);
+}
+
+static void the_youngest_makes_room_when_the_cache_is_full_and_loses_nothing(void **state)
+{
+    struct fixture *f = *state;
+    struct ds_scheduler_options options = ds_serving_options();
+    struct ds_spec spec = greedy(40, 150, 1);
+    struct ds_answer expected[3];
+    unsigned put_back = 0;
+
+    options.n_blocks = 9; /* each starts with 2 and grows to 6 */
+    ds_serving_start(&f->serving, &options, 3);
+    for (unsigned i = 0; i < 3; i++) {
+        spec.tokens[0] = i;
+        ds_serving_alone(&f->serving, &spec, &expected[i]);
+        ds_serving_add(&f->serving, &spec, i);
+    }
+    while (ds_serving_step(&f->serving) > 0)
+        put_back += n_put_back(f->serving.scheduler);
+    assert_true(put_back > 0);
+    for (unsigned i = 0; i < 3; i++)
+        ds_assert_same_answer(&f->serving.answers[i], &expected[i]);
 }
 
 static void users_with_equal_demands_get_equal_service(void **state)
@@ -485,6 +535,8 @@ int main(void)
         cmocka_unit_test(a_known_prefix_is_not_computed_again_but_only_for_its_user),
         cmocka_unit_test(a_score_is_the_sum_of_the_steps_however_it_is_cut),
         cmocka_unit_test(a_second_user_does_not_wait_for_all_of_the_first),
+        cmocka_unit_test(a_user_with_nothing_running_gets_a_place_of_who_has_several),
+        cmocka_unit_test(the_youngest_makes_room_when_the_cache_is_full_and_loses_nothing),
         cmocka_unit_test(users_with_equal_demands_get_equal_service),
         cmocka_unit_test(deadlines_and_cancels_end_a_job_at_the_next_step),
         cmocka_unit_test(a_stop_string_ends_the_text_before_it),
