@@ -145,13 +145,11 @@ void ds_close(struct ds *ds)
         say_goodbye(ds);
     }
     ds_client_hang_up(ds);
-    while (ds->first)
-        ds_client_request_free(ds, ds->first);
+    ds_client_requests_deinit(ds);
     ds_client_attachments_free(ds);
     ds_client_ready_deinit(ds);
     ds_client_buffer_deinit(&ds->message);
     ds_client_buffer_deinit(&ds->text);
-    free(ds->slots);
     free(ds->path);
     free(ds->app_name);
     free(ds);

@@ -338,7 +338,7 @@ int ds_client_take(struct ds *ds, struct ds_event *ret_event)
             return 0;
         }
         if (r < 0) {
-            ds_client_lose(ds, r == -ENOMEM ? "out of memory" : "dsd broke the protocol");
+            ds_client_lose(ds, r == -ENOMEM ? "out of memory" : "it broke the protocol");
             return DS_NONE;
         }
         ds_client_release(ds);
@@ -363,8 +363,8 @@ int ds_next(struct ds *ds, struct ds_event *ret_event, int timeout_ms)
         }
         if (ds->given_up && ds->n_requests == 0)
             return ds_error_set(&ds->error, -ENOTCONN,
-                                "dsd at %s went away and has not come back: start it again",
-                                ds->path);
+                                "dsd at %s went away and has not come back (%s): start it again",
+                                ds->path, ds->why);
         if (timeout_ms > 0 && deadline == 0)
             deadline = ds_now_nsec() + (uint64_t) timeout_ms * 1000000u;
         r = ds_client_wait(ds, deadline);

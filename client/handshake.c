@@ -9,6 +9,7 @@
 /* What a person is told when nobody answers at path. */
 static int absent(struct ds *ds, int code)
 {
+    (void) snprintf(ds->why, sizeof ds->why, "%s", strerror(-code));
     if (code == -EACCES || code == -EPERM)
         return ds_error_set(&ds->error, -EACCES,
                             "no permission to use dsd at %s: join the group that owns the socket",
@@ -60,6 +61,8 @@ static int rejected(struct ds *ds, const struct ds_reject *reject)
 {
     int code;
 
+    (void) snprintf(ds->why, sizeof ds->why, "%.*s",
+                    (int) strnlen(reject->text, sizeof reject->text), reject->text);
     switch (reject->code) {
     case DS__ERROR__CODE__BUSY:
         code = -EBUSY;

@@ -36,6 +36,7 @@
 #define DS_CLIENT_LOOK_MSEC       1u     /* ds_next(0) looks at the socket at most this often */
 #define DS_CLIENT_FLUSH_MSEC      5u     /* try again to put waiting requests on a full ring */
 #define DS_CLIENT_SPIN_USEC_MAX   200u   /* ceiling for what dsd suggests */
+#define DS_CLIENT_GLANCES         8u     /* ds_next(0) reads the clock every so many times */
 #define DS_CLIENT_ARENA_BYTES     (1u << 20)
 #define DS_CLIENT_ATTACHMENTS_MAX 256u
 #define DS_CLIENT_PROBE_ID        UINT64_MAX /* req_id of our own pings */
@@ -109,12 +110,14 @@ struct ds {
     uint64_t heard_nsec;  /* last sign of life */
     uint64_t probe_nsec;  /* our ping went out; 0: none is */
     uint64_t looked_nsec; /* at the socket, from a ds_next() that does not wait */
+    uint32_t glances;     /* such calls that found nothing */
 
     /* the time without one */
     uint64_t lost_nsec;  /* since when; 0: all is well */
     uint64_t retry_nsec; /* when to try again; SHAKING: when to give this attempt up */
     unsigned attempts;
     bool given_up;
+    char why[160]; /* what went wrong last, in a few words */
 
     /* requests */
     struct ds_client_request **slots; /* [n_slots], NULL = free */
@@ -123,8 +126,9 @@ struct ds {
     uint32_t n_ended;
     uint64_t next_serial;
     struct ds_client_request *first, *last;
-    bool flush_due;     /* something may be WAITING or a cancel unsent */
-    uint64_t held_nsec; /* since when requests are held for the next daemon; 0: none */
+    struct ds_client_request *spare; /* zeroed, for the next one; may be NULL */
+    bool flush_due;                  /* something may be WAITING or a cancel unsent */
+    uint64_t held_nsec;              /* since when requests are held for the next daemon; 0: none */
 
     struct ds_client_attachment *attachments;
     uint64_t next_attachment;
@@ -181,6 +185,7 @@ int ds_client_repack(const struct ds_client_request *request, const void **ret_b
 /* --- request.c --- */
 struct ds_client_request *ds_client_find(const struct ds *ds, uint64_t id);
 void ds_client_request_free(struct ds *ds, struct ds_client_request *request);
+void ds_client_requests_deinit(struct ds *ds);
 /* Its last event is made here: code 0 = cancelled, else a ds.Error.Code with text. */
 void ds_client_request_end(struct ds *ds, struct ds_client_request *request, uint32_t code,
                            const char *text);

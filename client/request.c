@@ -54,13 +54,13 @@ static void request_deinit(struct ds_client_request *request)
     ds_client_buffer_deinit(&request->ids);
     ds_client_buffer_deinit(&request->part);
     free(request->end_text);
-    free(request);
 }
 
-static void request_deinit_p(struct ds_client_request **request)
+static void request_free_p(struct ds_client_request **request)
 {
     if (*request)
         request_deinit(*request);
+    free(*request);
 }
 
 void ds_client_request_free(struct ds *ds, struct ds_client_request *request)
@@ -74,6 +74,17 @@ void ds_client_request_free(struct ds *ds, struct ds_client_request *request)
     if (request->state == DS_CLIENT_SENT)
         ds->n_sent--;
     request_deinit(request);
+    free(ds->spare);
+    ds->spare = request;
+    memset(request, 0, sizeof *request);
+}
+
+void ds_client_requests_deinit(struct ds *ds)
+{
+    while (ds->first)
+        ds_client_request_free(ds, ds->first);
+    free(ds->spare);
+    free(ds->slots);
 }
 
 void ds_client_request_end(struct ds *ds, struct ds_client_request *request, uint32_t code,
@@ -193,7 +204,7 @@ static void flush_now(struct ds *ds, struct ds_client_request *request)
         ds_client_ring(ds);
     }
     if (r < 0)
-        ds_client_lose(ds, "the connection to dsd broke");
+        ds_client_lose(ds, "it broke the protocol");
     if (ds->flush_due)
         ds_client_kick(ds);
 }
@@ -256,7 +267,7 @@ static int enqueue(struct ds *ds, struct ds_client_request *request, uint64_t *r
     ds->last = request;
     ds->slots[slot] = request;
     if (ds->n_requests++ == 0)
-        ds->heard_nsec = ds_now_nsec();
+        ds->heard = true; /* silence counts from now on */
     *ret_id = request->id;
     flush_now(ds, request);
     if (ds->n_requests == 1)
@@ -266,8 +277,10 @@ static int enqueue(struct ds *ds, struct ds_client_request *request, uint64_t *r
 
 static int request_new(struct ds *ds, enum ds_client_kind kind, struct ds_client_request **ret)
 {
-    struct ds_client_request *request = calloc(1, sizeof *request);
+    struct ds_client_request *request = ds_steal(ds->spare);
 
+    if (!request)
+        request = calloc(1, sizeof *request);
     if (!request)
         return ds_error_set(&ds->error, -ENOMEM, "out of memory");
     request->kind = kind;
@@ -277,7 +290,7 @@ static int request_new(struct ds *ds, enum ds_client_kind kind, struct ds_client
 
 int ds_submit(struct ds *ds, const struct ds_request *asked, uint64_t *ret_id)
 {
-    ds_cleanup(request_deinit_p) struct ds_client_request *request = NULL;
+    ds_cleanup(request_free_p) struct ds_client_request *request = NULL;
     struct ds_request copy = { .struct_size = sizeof copy };
     int r;
 
@@ -299,7 +312,7 @@ int ds_submit(struct ds *ds, const struct ds_request *asked, uint64_t *ret_id)
 
 int ds_send(struct ds *ds, const void *bytes, size_t size, uint64_t *ret_id)
 {
-    ds_cleanup(request_deinit_p) struct ds_client_request *request = NULL;
+    ds_cleanup(request_free_p) struct ds_client_request *request = NULL;
     int r;
 
     if (size > DS_PAYLOAD_BYTES_MAX)
@@ -320,7 +333,7 @@ int ds_send(struct ds *ds, const void *bytes, size_t size, uint64_t *ret_id)
 
 int ds_ping(struct ds *ds, uint64_t *ret_id)
 {
-    ds_cleanup(request_deinit_p) struct ds_client_request *request = NULL;
+    ds_cleanup(request_free_p) struct ds_client_request *request = NULL;
     int r;
 
     r = request_new(ds, DS_CLIENT_PING, &request);

@@ -35,14 +35,13 @@ static uint64_t pause_nsec(unsigned attempts)
     return pause - (pause / 4 * (random % 1024)) / 1024;
 }
 
-static void give_up(struct ds *ds, const char *why)
+static void give_up(struct ds *ds)
 {
-    char text[sizeof ds->error.text + 160];
+    char text[sizeof ds->error.text];
 
     (void) snprintf(text, sizeof text,
-                    "dsd at %s went away and has not come back (%s): start it "
-                    "again",
-                    ds->path, why);
+                    "dsd at %s went away and has not come back (%s): start it again", ds->path,
+                    ds->why);
     for (struct ds_client_request *request = ds->first; request; request = request->next)
         ds_client_request_end(ds, request, DS__ERROR__CODE__INTERNAL, text);
     ds->given_up = true;
@@ -65,6 +64,7 @@ void ds_client_lose(struct ds *ds, const char *why)
 {
     const uint64_t now = ds_now_nsec();
 
+    (void) snprintf(ds->why, sizeof ds->why, "%s", why);
     for (struct ds_client_request *request = ds->first; request; request = request->next) {
         bool sent = request->state == DS_CLIENT_SENT;
 
@@ -86,7 +86,7 @@ void ds_client_lose(struct ds *ds, const char *why)
         ds->lost_nsec = now;
     ds->retry_nsec = now + pause_nsec(ds->attempts++);
     if (!ds->reconnect_nsec)
-        give_up(ds, why);
+        give_up(ds);
     ds_client_kick(ds);
 }
 
@@ -116,11 +116,10 @@ void ds_client_hear(struct ds *ds)
 
 static void attempt_failed(struct ds *ds, int code, uint64_t now)
 {
-    char why[sizeof ds->error.text];
-
+    if (!ds->why[0])
+        (void) snprintf(ds->why, sizeof ds->why, "%s", strerror(-code));
     if (code == -EPROTONOSUPPORT) { /* waiting does not make it better */
-        memcpy(why, ds->error.text, sizeof why);
-        give_up(ds, why);
+        give_up(ds);
         return;
     }
     ds->state = DS_CLIENT_AWAY;
@@ -129,20 +128,19 @@ static void attempt_failed(struct ds *ds, int code, uint64_t now)
 
 static int tend_away(struct ds *ds, uint64_t now)
 {
-    char why[sizeof ds->error.text];
     int r;
 
     if (ds->given_up)
         return DS_NONE;
     if (now - ds->lost_nsec >= ds->reconnect_nsec) {
         ds_client_hang_up(ds);
-        memcpy(why, ds->error.text, sizeof why);
-        give_up(ds, why);
+        give_up(ds);
         return 0;
     }
     if (ds->state == DS_CLIENT_AWAY) {
         if (now < ds->retry_nsec)
             return DS_NONE;
+        ds->why[0] = '\0';
         r = ds_client_shake_begin(ds);
         if (r == 0) {
             ds->state = DS_CLIENT_SHAKING;
@@ -155,8 +153,10 @@ static int tend_away(struct ds *ds, uint64_t now)
     r = ds_client_shake_continue(ds);
     if (r == -EAGAIN && now < ds->retry_nsec)
         return DS_NONE;
-    if (r == -EAGAIN)
+    if (r == -EAGAIN) {
+        (void) snprintf(ds->why, sizeof ds->why, "it does not answer");
         ds_client_hang_up(ds);
+    }
     if (r < 0)
         attempt_failed(ds, r, now);
     return 0;
@@ -189,7 +189,6 @@ static int tend_silence(struct ds *ds, uint64_t now)
     }
     if (now - ds->probe_nsec < DS_CLIENT_SILENCE_MSEC * MSEC)
         return DS_NONE;
-    (void) ds_error_set(&ds->error, 0, "it does not answer");
     ds_client_lose(ds, "it does not answer");
     return 0;
 }
@@ -200,7 +199,6 @@ static int tend_held(struct ds *ds, uint64_t now)
     if (!ds->held_nsec)
         return DS_NONE;
     if (ds->n_sent == 0) { /* nothing keeps us here: the next dsd may be listening already */
-        (void) ds_error_set(&ds->error, 0, "it is being stopped");
         ds_client_lose(ds, "it is being stopped");
         return 0;
     }
@@ -223,13 +221,11 @@ int ds_client_tend(struct ds *ds, uint64_t now)
     if (ds->state != DS_CLIENT_UP)
         return tend_away(ds, now);
     if (ds->hangup) {
-        (void) ds_error_set(&ds->error, 0, "it hung up");
         ds_client_lose(ds, "it hung up");
         return 0;
     }
     r = ds_client_flush(ds);
     if (r < 0) {
-        (void) ds_error_set(&ds->error, 0, "it broke the protocol");
         ds_client_lose(ds, "it broke the protocol");
         return 0;
     }
