@@ -231,11 +231,13 @@ static int check_room(struct ds *ds, size_t size)
     if (ds->state != DS_CLIENT_UP)
         return 0;
     layout = ds_channel_layout(ds->channel);
-    if (size > layout->arena_size)
+    if (size > layout->max_payload)
         return ds_error_set(&ds->error, -EMSGSIZE,
-                            "a request of %zu bytes does not fit the connection's arena (%llu): "
-                            "ask for a larger one with arena_bytes",
-                            size, (unsigned long long) layout->arena_size);
+                            "a request of %zu bytes is larger than this connection's %u: %s", size,
+                            layout->max_payload,
+                            layout->max_payload < ds->arena_bytes
+                                ? "shorten it, or raise arena_bytes_max in dsd.conf"
+                                : "shorten it, or ask for a larger arena_bytes");
     if (ds->n_requests >= layout->max_inflight)
         return ds_error_set(&ds->error, -EAGAIN,
                             "%u requests are unfinished, as many as dsd grants one connection: "
