@@ -129,7 +129,7 @@ ifeq ($(SAN),address)
 isa_flags := -fno-sanitize=undefined
 endif
 $(B)/%_avx2.o: override CFLAGS += -mavx2 -mfma -mf16c $(isa_flags)
-$(B)/%_avx512.o: override CFLAGS += -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mavx512bf16 -mfma -mf16c \
+$(B)/%_avx512.o: override CFLAGS += -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mfma -mf16c \
                                     $(isa_flags)
 $(B)/engine/cpu/%.o: override CFLAGS += -O3
 

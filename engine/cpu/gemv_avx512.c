@@ -8,28 +8,37 @@
 
 #define PREFETCH_BYTES 2048
 
+/* Groups first .. + n_groups of q times a, onto sum; two sums side by side, since one would wait
+ * for each product in turn. */
+DS_INLINE __m512i dot(__m512i sum, const __m512i q[8], const int8_t *a, unsigned first,
+                      unsigned n_groups)
+{
+    __m512i other = _mm512_setzero_si512();
+
+#pragma GCC unroll 4
+    for (unsigned g = first; g < first + n_groups; g += 2) {
+        sum = _mm512_dpbusd_epi32(sum, q[g], four_k(a + 4 * g));
+        other = _mm512_dpbusd_epi32(other, q[g + 1], four_k(a + 4 * g + 4));
+    }
+    return _mm512_add_epi32(sum, other);
+}
+
 /* isum of groups first .. + n_groups for one row */
 DS_INLINE __m512i row_sum(const struct ds_gemv *gemv, size_t cell, bool offset, bool wide,
                           const __m512i q[8], unsigned first, unsigned n_groups)
 {
-    const int8_t *high = gemv->act->high + cell * DS_UNIT_K;
-    const int8_t *low = gemv->act->low + cell * DS_UNIT_K;
+    const struct ds_act *act = gemv->act;
     __m512i sum = _mm512_setzero_si512();
 
     if (offset)
         sum = _mm512_set1_epi32(gemv->offset.high[2 * cell + first / 4]);
-#pragma GCC unroll 8
-    for (unsigned g = first; g < first + n_groups; g++)
-        sum = _mm512_dpbusd_epi32(sum, q[g], four_k(high + 4 * g));
+    sum = dot(sum, q, act->high + cell * DS_UNIT_K, first, n_groups);
     if (!wide)
         return sum;
     sum = _mm512_slli_epi32(sum, 7);
     if (offset)
         sum = _mm512_add_epi32(sum, _mm512_set1_epi32(gemv->offset.low[2 * cell + first / 4]));
-#pragma GCC unroll 8
-    for (unsigned g = first; g < first + n_groups; g++)
-        sum = _mm512_dpbusd_epi32(sum, q[g], four_k(low + 4 * g));
-    return sum;
+    return dot(sum, q, act->low + cell * DS_UNIT_K, first, n_groups);
 }
 
 DS_INLINE __m512 row_add(const struct ds_gemv *gemv, size_t cell, enum ds_panel_scale scale,
