@@ -5,6 +5,7 @@
 
 #include <fcntl.h>
 #include <grp.h>
+#include <signal.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -31,13 +32,21 @@ static int from_systemd(int *ret_fd, struct ds_error *error)
                                  "say ListenSequentialPacket=");
 }
 
-/* Does somebody answer there? */
+/* Does somebody answer there? The kernel takes an io_uring apart after its process has gone, and a
+ * listener that is being accepted from with it: for some milliseconds a dead dsd can still be
+ * connected to. So it also has to live. */
 static bool is_alive(const struct sockaddr_un *address)
 {
     ds_cleanup(ds_close_p) int fd =
         socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    struct ucred peer = { 0 };
+    socklen_t size = sizeof(peer);
 
-    return connect(fd, (const struct sockaddr *) address, sizeof(*address)) == 0 || errno == EAGAIN;
+    if (connect(fd, (const struct sockaddr *) address, sizeof(*address)) < 0)
+        return errno == EAGAIN;
+    if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &size) < 0 || peer.pid <= 0)
+        return true;
+    return kill(peer.pid, 0) == 0 || errno != ESRCH;
 }
 
 /* Our own runtime directory may be missing; its parent must be there. */
