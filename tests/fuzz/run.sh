@@ -63,8 +63,13 @@ for target in tests/fuzz/fuzz_*.c; do
     name=$(basename "$target" .c)
     build_target "$target" "$name"
     mkdir -p "$build/corpus/$name"
-    set -- -max_total_time="$seconds" -artifact_prefix="$build/$name-" -timeout=10 -len_control=20 -rss_limit_mb=2048 \
+    set -- -max_total_time="$seconds" -artifact_prefix="$build/$name-" -timeout=60 -len_control=20 -rss_limit_mb=2048 \
         "$build/corpus/$name"
+    if grep -q DSD_FUZZ_SEEDS "$target"; then # it makes its own seeds
+        mkdir -p "$build/seeds/$name"
+        DSD_FUZZ_SEEDS="$build/seeds/$name" "$build/$name"
+        set -- "$@" "$build/seeds/$name"
+    fi
     [ ! -d "tests/fuzz/corpus/$name" ] || set -- "$@" "tests/fuzz/corpus/$name"
     if [ "$seconds" = 0 ]; then
         "$build/$name" "$@" &
