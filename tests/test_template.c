@@ -311,6 +311,7 @@ static void filters_do_their_work(void **state)
         { "{{ '  y '|trim }}|{{ 'xyx'|trim('x') }}|{{ s|upper|lower|title|replace('l','L') }}|"
           "{{ 'a b  c'|wordcount }}",
           "y|y|HeLLo WorLd|3" },
+        { "{{ none|selectattr('a')|list }}{{ missing|map('upper')|list }}", "[][]" },
         { "{{ [1,2,3]|batch(2, 'x')|list }}{{ 42|string + 'a' }}{{ 'ab'|list }}",
           "[[1, 2], [3, 'x']]42a['a', 'b']" },
         { "{{ \"they're x-y\"|title }}{{ 'aBC'|capitalize }}", "They're X-YAbc" },
@@ -395,6 +396,9 @@ static void faults_are_named(void **state)
         { "{{ '%s' % () }}", -EBADMSG, "not enough arguments" },
         { "{{ x|map|list }}", -EBADMSG, "map wants" },
         { "{{ s.split('') }}", -EBADMSG, "separator" },
+        { "{{ n[1:] }}", -EBADMSG, "cannot be sliced" },
+        { "{{ 'a' % 1 }}", -EBADMSG, "more arguments" },
+        { "{{ missing|int }}", -EBADMSG, "'missing' is undefined" },
     };
 
     (void) state;

@@ -204,7 +204,8 @@ static struct ds_jinja_value slice(struct ds_jinja_run *run, struct ds_jinja_val
     if (of.kind == DS_UNDEFINED)
         return used_undefined(run, &of);
     if (of.kind != DS_LIST && of.kind != DS_TUPLE && of.kind != DS_STRING)
-        return ds_jinja_undefined((struct ds_bytes){ "slice", 5 });
+        return ds_jinja_fail(run, -EBADMSG, "'%s' object cannot be sliced",
+                             ds_jinja_kind_name(&of));
     list = ds_jinja_items(run, &of);
     if (node->c)
         step = ds_jinja_eval(run, node->c);
@@ -229,6 +230,11 @@ static struct ds_jinja_value slice(struct ds_jinja_run *run, struct ds_jinja_val
 }
 
 /* --- arithmetic --- */
+
+static bool is_whole(const struct ds_jinja_value *value)
+{
+    return value->kind == DS_INTEGER || value->kind == DS_BOOL;
+}
 
 static int64_t whole(const struct ds_jinja_value *value)
 {
@@ -358,10 +364,10 @@ struct ds_jinja_value ds_jinja_binary(struct ds_jinja_run *run, enum ds_jinja_op
         return ds_jinja_string(ds_jinja_join(run, a->text, b->text));
     if (op == DS_OP_ADD && is_list(a) && a->kind == b->kind)
         return add_lists(run, a, b);
-    if (op == DS_OP_MULTIPLY && (a->kind == DS_STRING || is_list(a)) && b->kind == DS_INTEGER)
-        return repeat(run, a, b->integer);
-    if (op == DS_OP_MULTIPLY && (b->kind == DS_STRING || is_list(b)) && a->kind == DS_INTEGER)
-        return repeat(run, b, a->integer);
+    if (op == DS_OP_MULTIPLY && (a->kind == DS_STRING || is_list(a)) && is_whole(b))
+        return repeat(run, a, whole(b));
+    if (op == DS_OP_MULTIPLY && (b->kind == DS_STRING || is_list(b)) && is_whole(a))
+        return repeat(run, b, whole(a));
     if (op == DS_OP_MODULO && a->kind == DS_STRING) {
         struct ds_jinja_arguments arguments = { .values = (struct ds_jinja_value *) b, .n = 1 };
 

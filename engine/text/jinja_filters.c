@@ -146,6 +146,9 @@ static struct ds_jinja_value filter_int(struct ds_jinja_run *run, struct ds_jinj
     struct ds_jinja_value missing = ds_jinja_argument(arguments, 0, "default", ds_jinja_integer(0));
     int64_t base = ds_jinja_argument_integer(run, arguments, 1, "base", 10);
 
+    if (self.kind == DS_UNDEFINED)
+        return ds_jinja_fail(run, -EBADMSG, "'%.*s' is undefined",
+                             self.text.size > 80 ? 80 : (int) self.text.size, self.text.data);
     if (self.kind == DS_STRING)
         return integer_text(self.text, base >= 2 && base <= 36 ? (int) base : 10, missing);
     if (self.kind == DS_FLOAT)
@@ -172,6 +175,8 @@ static struct ds_jinja_value filter_abs(struct ds_jinja_run *run, struct ds_jinj
                                         const struct ds_jinja_arguments *arguments)
 {
     (void) arguments;
+    if (self.kind == DS_BOOL)
+        return ds_jinja_integer(self.truth);
     if (self.kind == DS_INTEGER && self.integer > INT64_MIN)
         return ds_jinja_integer(self.integer < 0 ? -self.integer : self.integer);
     if (self.kind == DS_FLOAT)
@@ -190,6 +195,8 @@ static struct ds_jinja_value filter_round(struct ds_jinja_run *run, struct ds_ji
     if (!ds_jinja_is_number(&self))
         return ds_jinja_fail(run, -EBADMSG, "round wants a number, not %s",
                              ds_jinja_kind_name(&self));
+    if (self.kind != DS_FLOAT && ds_jinja_is(method, "common"))
+        return ds_jinja_integer(self.kind == DS_BOOL ? self.truth : self.integer);
     number = ds_jinja_number(&self);
     if (precision < 0 || precision > 30 || !isfinite(number))
         return self;
@@ -382,6 +389,8 @@ static struct ds_jinja_value filter_format(struct ds_jinja_run *run, struct ds_j
             out = ds_jinja_join(run, out, convert(run, spec, *at, &arguments->values[next++]));
         at++;
     }
+    if (run->code == 0 && next < arguments->n)
+        return ds_jinja_fail(run, -EBADMSG, "more arguments than conversions in the format");
     return ds_jinja_string(out);
 }
 

@@ -300,10 +300,17 @@ static struct ds_jinja_value filter_batch(struct ds_jinja_run *run, struct ds_ji
 
 /* --- choosing and mapping --- */
 
+/* What map and select go through: what is false holds nothing, so `none|map(...)` is no error. */
+static const struct ds_jinja_list *items_if_any(struct ds_jinja_run *run,
+                                                const struct ds_jinja_value *value)
+{
+    return ds_jinja_truth(value) ? ds_jinja_items(run, value) : NULL;
+}
+
 static struct ds_jinja_value filter_map(struct ds_jinja_run *run, struct ds_jinja_value self,
                                         const struct ds_jinja_arguments *arguments)
 {
-    const struct ds_jinja_list *items = ds_jinja_items(run, &self);
+    const struct ds_jinja_list *items = items_if_any(run, &self);
     struct ds_jinja_value attribute =
         ds_jinja_argument(arguments, arguments->n, "attribute", ds_jinja_none());
     struct ds_jinja_value otherwise =
@@ -330,7 +337,7 @@ static struct ds_jinja_value choose(struct ds_jinja_run *run, struct ds_jinja_va
                                     const struct ds_jinja_arguments *arguments, bool by_attribute,
                                     bool wanted)
 {
-    const struct ds_jinja_list *items = ds_jinja_items(run, &self);
+    const struct ds_jinja_list *items = items_if_any(run, &self);
     struct ds_jinja_value result = ds_jinja_list(run, DS_LIST), subject;
     size_t at = by_attribute ? 1 : 0;
     struct ds_jinja_arguments rest = arguments_after(arguments, at + 1);
