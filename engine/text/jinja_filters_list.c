@@ -15,7 +15,8 @@ static struct ds_jinja_arguments arguments_after(const struct ds_jinja_arguments
     struct ds_jinja_arguments rest = *arguments;
 
     from = from < rest.n ? from : rest.n;
-    rest.values += from;
+    if (from)
+        rest.values += from;
     rest.n -= from;
     return rest;
 }
