@@ -391,6 +391,24 @@ void ds_residents_kick(struct ds_server *server)
     }
 }
 
+/* What a load needs besides its files is known only afterwards: idle ones make up for it. */
+static void trim(struct ds_server *server, const struct ds_resident *kept)
+{
+    uint64_t limit = memory_limit(server), leaving, used;
+    struct ds_resident *victim;
+
+    while ((used = memory_used(server, &leaving)) - leaving > limit) {
+        victim = least_recently_used(server);
+        if (!victim || victim == kept)
+            return;
+        ds_log(LOG_INFO, "model %s goes: %s needs more than its files say", victim->files->name,
+               kept->files->name);
+        send_away(victim);
+        if (victim->state != DS_RESIDENT_UNLOADING)
+            return;
+    }
+}
+
 static void copy_text(char *to, size_t size, const char *from)
 {
     (void) snprintf(to, size, "%s", from ? from : "");
@@ -418,6 +436,7 @@ void ds_resident_loaded(struct ds_resident *resident, const Ds__ModelInfo *info)
         resident->positions = info->context;
     }
     server->engine.failures = 0;
+    trim(server, resident);
     ds_log(LOG_INFO, "model %s is resident after %.2f s", resident->files->name,
            resident->load_sec);
     ds_list_each(call, &resident->calls, in_resident)

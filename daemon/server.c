@@ -16,6 +16,7 @@
 
 #define NSEC_PER_SEC     UINT64_C(1000000000)
 #define TURNS_PER_LOOK   64 /* turns of the rings between two looks at timers and descriptors */
+#define TURNS_PER_PAUSE  8  /* a pause may take as long as the answer */
 #define ACCEPT_REST_NSEC UINT64_C(100000000)
 
 /* --- init --- */
@@ -269,7 +270,8 @@ static int turn(struct ds_server *server, unsigned *turns, uint64_t *quiet_since
         if (*quiet_since == 0)
             *quiet_since = server->now_nsec = ds_now_nsec();
         if (may_spin(server) && server->now_nsec - *quiet_since < server->spin_nsec) {
-            relax();
+            if (*turns % TURNS_PER_PAUSE == 0)
+                relax();
             return 0;
         }
         flush(server);

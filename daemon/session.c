@@ -376,6 +376,7 @@ bool ds_session_drain(struct ds_session *session)
         return true;
     }
     if (n > 0) {
+        ds_channel_publish(session->channel); /* who spins for an answer has it a bit earlier */
         ds_channel_release(session->channel);
         mark_dirty(session); /* it may wait for the room that this made */
         session->last_traffic_nsec = session->server->now_nsec;
