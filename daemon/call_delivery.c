@@ -8,8 +8,11 @@
 #include "daemon/call.h"
 
 #include "daemon/engine_process.h"
+#include "daemon/log.h"
 #include "daemon/server.h"
 #include "daemon/session.h"
+
+#include <inttypes.h>
 
 #define COALESCE_BYTES 4096u
 
@@ -253,6 +256,8 @@ void ds_call_deliver(struct ds_call *call)
     if (r == DS_CHANNEL_FULL && call->state == DS_CALL_RUNNING &&
         call->log.n_records - call->next_record > BACKLOG_RECORDS && !call->cancelled &&
         ds_engine_link_cancel(&call->server->engine, call->engine_id) == 0) {
+        ds_log(LOG_DEBUG, "request %" PRIu64 " rests: client %s lags by %u records", call->id,
+               call->program, call->log.n_records - call->next_record);
         ds_call_recall(call);
         call->withdrawn = true;
     }

@@ -216,10 +216,25 @@ static void answer(struct ds_session *session, const struct ds_cqe *entry, size_
     post_held(session);
 }
 
+/* The number of the next completion of req_id: not 0 where it is that of a call being ended. */
+static uint32_t next_seq(const struct ds_session *session, uint64_t req_id)
+{
+    const struct ds_call *call;
+
+    ds_list_each(call, &session->calls, in_session)
+    {
+        if (call->req_id == req_id)
+            return call->seq;
+    }
+    return 0;
+}
+
 void ds_session_refuse(struct ds_session *session, uint64_t req_id, Ds__Error__Code code,
                        uint32_t retry_after_ms, const char *format, ...)
 {
-    struct ds_cqe entry = { .req_id = req_id, .type = DS_CQE_ERROR };
+    struct ds_cqe entry = { .req_id = req_id,
+                            .seq = next_seq(session, req_id),
+                            .type = DS_CQE_ERROR };
     Ds__Error error = DS__ERROR__INIT;
     char text[400];
     size_t size = 0;

@@ -175,6 +175,18 @@ static struct ds_attachment *attachment_new(struct ds_session *session)
     return &attachments[session->n_attachments++];
 }
 
+/* A model's name for people: one line of printable ASCII. */
+static void set_model_name(char name[DS_MODEL_NAME_MAX + 1], const char *from, size_t size)
+{
+    size_t n = 0;
+
+    for (; n < size && n < DS_MODEL_NAME_MAX && from[n]; n++)
+        name[n] = from[n] >= ' ' && from[n] < 0x7f ? from[n] : '_';
+    name[n] = 0;
+    if (n == 0)
+        (void) strcpy(name, "unnamed");
+}
+
 static void take_attach(struct ds_session *session, const void *datagram, size_t size,
                         const int *fds, unsigned n_fds)
 {
@@ -186,7 +198,7 @@ static void take_attach(struct ds_session *session, const void *datagram, size_t
     int r = size == sizeof(*attach) && n_fds > 0 && attach->attachment ? 0 : -EPROTO;
 
     if (r == 0) {
-        (void) snprintf(name, sizeof name, "%.*s", (int) sizeof name - 1, attach->name);
+        set_model_name(name, attach->name, sizeof attach->name);
         attachment = attachment_find(session, attach->attachment);
         if (!attachment && attach->first == 0) {
             attachment = attachment_new(session);

@@ -193,6 +193,29 @@ static void cancel_ends_a_request_with_what_it_has(struct fixture *f)
     (void) raw_answer_free(answer);
 }
 
+static void a_slow_reader_gets_everything(struct fixture *f)
+{
+    struct ds_geometry small = { .cq_entries = 128, .rsp_bytes = 65536 };
+    struct raw_answer *answer, *honest;
+    struct raw_client slow;
+
+    assert_int_equal(raw_connect(&slow, f->dsd.socket, &small), 0);
+    answer = raw_answer_new(raw_generate(&slow, "alpha", "slowly", 7000, 1));
+    for (int i = 0; i < 500 && !dsd_log_has(&f->dsd, "rests: client"); i++)
+        (void) usleep(10000);
+    assert_true(dsd_log_has(&f->dsd, "rests: client")); /* the engine was told to stop */
+    honest = generate(f, "alpha", "x", 5);
+    assert_int_equal(honest->n_ids, 5);
+    assert_true(raw_wait(&slow, &answer, 1, 20000));
+    expect_reason(answer, DS__REASON__REASON_LENGTH);
+    assert_int_equal(answer->n_ids, 7000);
+    assert_true(answer->coalesced > 0);
+    assert_false(answer->wrong_seq);
+    (void) raw_answer_free(answer);
+    (void) raw_answer_free(honest);
+    raw_close(&slow, true);
+}
+
 static void verbs_answer(struct fixture *f)
 {
     Ds__ListRequest list = DS__LIST_REQUEST__INIT;
@@ -274,6 +297,7 @@ static void serves(const char *loop)
     a_load_holds_up_nobody_else(&f);
     large_pieces_and_logprobs_arrive_whole(&f);
     cancel_ends_a_request_with_what_it_has(&f);
+    a_slow_reader_gets_everything(&f);
     verbs_answer(&f);
     deadlines_end_what_waits_for_a_load(&f);
     end(&f);
