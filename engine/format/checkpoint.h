@@ -114,9 +114,10 @@ struct ds_metadata { /* one key for a person */
 
 /* Opens a model from n_fds descriptors (one GGUF, or all splits of one in any order); they are
  * dup'ed or mapped, the caller keeps its own. name is for error texts. vocab_only: accept a file
- * without tensors (ds_checkpoint_hyper() is then zero where not said). Errors (text in error):
- * -EBADMSG damaged or not GGUF; -ENOTSUP version, type, architecture or tokeniser this build has
- * not; -EINVAL keys or shapes that contradict each other; -ENOMEM, -EIO. */
+ * without tensors and of any architecture (ds_checkpoint_hyper() is then zero where not said).
+ * Errors (text in error): -EBADMSG damaged or not GGUF; -ENOTSUP version, type, architecture or
+ * tokeniser this build has not; -EINVAL keys or shapes that contradict each other; -ENOMEM, -EIO.
+ */
 int ds_checkpoint_open(struct ds_checkpoint **ret_checkpoint, const int *fds, unsigned n_fds,
                        const char *name, bool vocab_only, struct ds_error *error);
 struct ds_checkpoint *ds_checkpoint_free(struct ds_checkpoint *checkpoint);

@@ -3,7 +3,8 @@
  * quant.h - tensor types: their blocks, and what each block means as floats.
  *
  * The portable meaning of every type; the oracle for all fast kernels. Layouts and formulae: ggml
- * (ggml-common.h), restated in man/dsd-models.7 and checked by known answers in tests/test_quant.c.
+ * (ggml-common.h), restated in engine/format/blocks.h and checked by known answers in
+ * tests/test_quant.c.
  */
 #pragma once
 

@@ -21,7 +21,8 @@ struct ds_chat_message {
     const char *role; /* NUL-terminated */
     struct ds_bytes content;
     const char *name;           /* "" or NULL: none */
-    struct ds_bytes extra_json; /* JSON object of further members, size 0: none */
+    struct ds_bytes extra_json; /* JSON object of further members, size 0: none; members of the same
+                                   name replace those above ("content": null) */
 };
 
 struct ds_chat {
