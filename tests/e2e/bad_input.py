@@ -13,7 +13,7 @@ import sys
 import tempfile
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "lib"))
-from dsdtest import BUILD, DSCTL, MODEL, Daemon, finish, models_directory, need_model
+from dsdtest import BUILD, DSCTL, MODEL, Daemon, finish, first_line, models_directory, need_model
 
 need_model()
 work = pathlib.Path(tempfile.mkdtemp(prefix="dsd-bad."))
@@ -60,7 +60,7 @@ try:
     with Daemon(config="[limits]\n") as dsd:
         expected = finish(dsd.popen(*RUN))
         stream = dsd.popen(*RUN)
-        first = stream.stdout.readline()  # it runs
+        first = first_line(stream)  # it runs
 
         expect(dsd, 1, ["nosuchmodel"], "run", "nosuchmodel", "Hello")
         expect(dsd, 1, ["no/such/file.gguf"], "run", "/no/such/file.gguf", "Hello")

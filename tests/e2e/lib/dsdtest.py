@@ -120,6 +120,17 @@ def answer(events):
     return ids, text, final
 
 
+def first_line(process):
+    """One line and no byte more: communicate() passes by what readline() has read ahead."""
+    line = b""
+    while not line.endswith(b"\n"):
+        byte = os.read(process.stdout.fileno(), 1)
+        if not byte:
+            break
+        line += byte
+    return line.decode()
+
+
 def finish(process, begun="", timeout=TIMEOUT):
     """The answer of a `run --json`; begun: what was read of its output already."""
     out, err = process.communicate(timeout=timeout)
