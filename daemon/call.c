@@ -2,6 +2,7 @@
 #include "daemon/call.h"
 
 #include "daemon/admission.h"
+#include "daemon/model_files.h"
 #include "daemon/residency.h"
 #include "daemon/server.h"
 #include "daemon/session.h"
@@ -174,6 +175,7 @@ struct ds_call *ds_call_free(struct ds_call *call)
     ds_token_log_deinit(&call->log);
     free(call->item.bytes);
     free(call->last.bytes);
+    (void) ds_model_files_free(call->files);
     free(call->packed);
     free(call);
     ds_server_check_drained(server);
@@ -204,7 +206,6 @@ void ds_call_recall(struct ds_call *call)
     ds_list_remove(&call->by_engine);
     call->engine_id = 0;
     call->cancel_due = false;
-    call->inspecting = false;
     call->state = DS_CALL_WAITING;
     engine->n_running--;
     ds_call_set_deadline(call, call->deadline_nsec);
@@ -324,7 +325,7 @@ void ds_call_cancel(struct ds_call *call)
         call->cancel_due = ds_engine_link_cancel(engine, call->engine_id) != 0;
         return;
     }
-    if (call->state == DS_CALL_RUNNING && !call->inspecting)
+    if (call->state == DS_CALL_RUNNING && !call->files)
         (void) ds_engine_link_cancel(engine, call->engine_id);
     ds_call_end(call, DS__REASON__REASON_CANCELLED);
 }

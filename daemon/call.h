@@ -24,6 +24,7 @@
 #include "proto/message.h"
 #include "shm/wire.h"
 
+struct ds_model_files;
 struct ds_resident;
 struct ds_server;
 struct ds_session;
@@ -83,11 +84,12 @@ struct ds_call {
     struct ds_item last; /* FINAL or ERROR; bytes NULL until FINISHED */
     size_t kept_bytes;   /* nonzero: in ds_server::kept, counting so much */
 
-    bool stalled, withdrawn;    /* the client has no room; so the engine was told to stop */
-    bool cancelled, cancel_due; /* cancel_due: the engine has not been told yet */
-    bool progressed;            /* since it was sent */
-    bool inspecting;            /* ShowRequest: went out as a LOAD on the socket */
-    uint32_t crash_points;      /* engine deaths since it last progressed; see engine_process.c */
+    bool stalled, withdrawn;      /* the client has no room; so the engine was told to stop */
+    bool cancelled, cancel_due;   /* cancel_due: the engine has not been told yet */
+    bool progressed;              /* since it was sent */
+    struct ds_model_files *files; /* ShowRequest: goes out as a LOAD on the socket; owned */
+    bool want_tensors;
+    uint32_t crash_points; /* engine deaths since it last progressed; see engine_process.c */
 };
 
 /* A call for what session submitted: payload is copied. Charges the user. DS_ADMITTED, DS_REFUSED

@@ -121,33 +121,17 @@ static void start_on_model(struct ds_call *call, const Ds__Request *request)
 
 static void start_show(struct ds_call *call, const Ds__Request *request)
 {
-    ds_cleanup(ds_model_files_free_p) struct ds_model_files *files = NULL;
     struct ds_server *server = call->server;
-    Ds__LinkLoad load = DS__LINK_LOAD__INIT;
     struct ds_error error = { 0 };
-    unsigned sent = 0;
-    int code, r;
+    int code;
 
-    code = ds_resident_files(server, call->session, request->show->model, &files, &error);
+    code = ds_resident_files(server, call->session, request->show->model, &call->files, &error);
     if (code) {
         ds_call_fail(call, (Ds__Error__Code) code, 0, "%s", error.text);
         return;
     }
-    load.req_id = ++server->next_id;
-    load.name = files->name;
-    load.n_files = files->n_files;
-    load.inspect_only = true;
-    load.want_tensors = request->show->tensors;
-    r = ds_engine_process_load(&server->engine, &load, files, &sent);
-    if (r < 0) {
-        if (sent > 0)
-            ds_engine_process_condemn(&server->engine, "its socket does not take a model");
-        ds_call_fail(call, DS__ERROR__CODE__BUSY, 500,
-                     "the engine is not ready; try again in a moment");
-        return;
-    }
-    ds_call_sent(call, load.req_id);
-    call->inspecting = true;
+    call->want_tensors = request->show->tensors;
+    ds_engine_link_pump(&server->engine);
 }
 
 void ds_dispatch_submit(struct ds_session *session, const struct ds_sqe *entry, const void *payload)

@@ -158,6 +158,25 @@ static int submit_generate(struct ds_call *call, const struct ds_sqe *entry, Ds_
     return r;
 }
 
+/* The files of a model that is only to be looked at. */
+static int submit_show(struct ds_call *call, uint64_t engine_id)
+{
+    struct ds_engine_process *engine = &call->server->engine;
+    Ds__LinkLoad load = DS__LINK_LOAD__INIT;
+    unsigned sent = 0;
+    int r;
+
+    load.req_id = engine_id;
+    load.name = call->files->name;
+    load.n_files = call->files->n_files;
+    load.inspect_only = true;
+    load.want_tensors = call->want_tensors;
+    r = ds_engine_process_load(engine, &load, call->files, &sent);
+    if (r == -EAGAIN && sent == 0)
+        return DS_CHANNEL_FULL;
+    return r < 0 ? -EPROTO : 0; /* half a load cannot be taken back */
+}
+
 static int submit_call(struct ds_call *call, uint64_t engine_id)
 {
     ds_cleanup(ds_message_free_p) Ds__Request *request = NULL;
@@ -167,6 +186,8 @@ static int submit_call(struct ds_call *call, uint64_t engine_id)
                             .deadline_ns = call->deadline_nsec };
     int r;
 
+    if (call->files)
+        return submit_show(call, engine_id);
     r = ds_message_unpack(&ds__request__descriptor, call->packed, call->packed_size, &request);
     if (r < 0)
         return r;
@@ -206,9 +227,11 @@ static bool is_suspect(const struct ds_call *call)
 
 static bool may_go(const struct ds_engine_process *engine, const struct ds_call *call)
 {
-    return call->state == DS_CALL_WAITING && !call->withdrawn && call->resident &&
-           call->resident->state == DS_RESIDENT_RESIDENT && engine->n_running < RUNNING_MAX &&
-           !(is_suspect(call) && engine->probation);
+    bool model_there =
+        call->files || (call->resident && call->resident->state == DS_RESIDENT_RESIDENT);
+
+    return call->state == DS_CALL_WAITING && !call->withdrawn && model_there &&
+           engine->n_running < RUNNING_MAX && !(is_suspect(call) && engine->probation);
 }
 
 void ds_engine_link_pump(struct ds_engine_process *engine)
@@ -237,7 +260,7 @@ void ds_engine_link_pump(struct ds_engine_process *engine)
             if (is_suspect(call))
                 engine->probation = call;
         } else if (r == -EPROTO) {
-            ds_engine_process_condemn(engine, "it lied about its submission ring");
+            ds_engine_process_condemn(engine, "it lied about its rings, or takes no files");
             return;
         } else {
             ds_call_fail(call, r == -EMSGSIZE ? DS__ERROR__CODE__TOO_LONG : DS__ERROR__CODE__BUSY,

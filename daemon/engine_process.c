@@ -311,14 +311,9 @@ void ds_engine_process_condemn(struct ds_engine_process *engine, const char *rea
 /* One call that was in the engine when it died. */
 static void call_lost(struct ds_call *call, uint32_t points, uint32_t limit)
 {
-    bool inspecting = call->inspecting, progressed = call->progressed;
+    bool progressed = call->progressed;
 
     ds_call_recall(call);
-    if (inspecting) {
-        ds_call_fail(call, DS__ERROR__CODE__BAD_MODEL, 0,
-                     "the engine ended while it read the model; the file is damaged");
-        return;
-    }
     if (call->cancelled) {
         ds_call_end(call, DS__REASON__REASON_CANCELLED);
         return;
@@ -330,7 +325,7 @@ static void call_lost(struct ds_call *call, uint32_t points, uint32_t limit)
                      call->server->config.crashes_max);
         return;
     }
-    call->state = DS_CALL_LOADING;
+    call->state = call->files ? DS_CALL_WAITING : DS_CALL_LOADING;
     ds_call_progress(call, "engine restarted", 0);
 }
 

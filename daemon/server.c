@@ -12,6 +12,8 @@
 #include <sys/random.h>
 #include <sys/resource.h>
 #include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/un.h>
 #include <systemd/sd-daemon.h>
 
 #define NSEC_PER_SEC     UINT64_C(1000000000)
@@ -172,6 +174,23 @@ static void on_accept(void *owner, int result)
         ds_log(LOG_WARNING, "a client cannot be served: %s", strerror(-r));
 }
 
+/* What systemd made: said by its own name from here on. */
+static void name_socket(struct ds_server *server)
+{
+    struct sockaddr_un address = { 0 };
+    socklen_t size = sizeof address;
+    char *name;
+
+    if (getsockname(server->listen_fd, (struct sockaddr *) &address, &size) < 0 ||
+        address.sun_path[0] != '/')
+        return;
+    name = strndup(address.sun_path, sizeof address.sun_path);
+    if (!name)
+        return;
+    free(server->config.socket);
+    server->config.socket = name;
+}
+
 int ds_server_listen(struct ds_server *server, struct ds_error *error)
 {
     bool made;
@@ -182,6 +201,8 @@ int ds_server_listen(struct ds_server *server, struct ds_error *error)
         return r;
     if (made)
         server->unlink_path = strdup(server->config.socket);
+    else
+        name_socket(server);
     r = ds_loop_watch(server->loop, DS_WATCH_ACCEPT, server->listen_fd, on_accept, server,
                       &server->on_accept);
     if (r < 0)
@@ -364,6 +385,8 @@ void ds_server_reload(struct ds_server *server)
     } else {
         ds_config_deinit(&server->config);
         server->config = config;
+        if (!server->unlink_path)
+            name_socket(server);
         apply_config(server);
         if (ds_registry_new(&registry, server->config.models) == 0) {
             (void) ds_registry_free(server->registry);

@@ -175,6 +175,38 @@ static void a_model_that_crashes_engines_is_given_up(void **state)
     (void) raw_answer_free(good);
 }
 
+static struct raw_answer *show(struct fixture *f, const char *model)
+{
+    Ds__Request request = DS__REQUEST__INIT;
+    Ds__ShowRequest message = DS__SHOW_REQUEST__INIT;
+    Ds__ModelRef reference = DS__MODEL_REF__INIT;
+
+    reference.name = (char *) model;
+    message.model = &reference;
+    request.op_case = DS__REQUEST__OP_SHOW;
+    request.show = &message;
+    return raw_call(&f->client, &request, 10000);
+}
+
+static void a_look_at_a_model_waits_for_the_next_engine(void **state)
+{
+    struct fixture *f = *state;
+    struct raw_answer *answer;
+    Ds__Error *error;
+
+    for (int i = 0; i < 5; i++) {
+        kill_engine(f);
+        answer = show(f, "alpha");
+        ds_message_free(raw_reply(answer));
+        (void) raw_answer_free(answer);
+    }
+    answer = show(f, "crashy");
+    error = raw_error(answer);
+    assert_int_equal(error->code, DS__ERROR__CODE__INTERNAL);
+    ds_message_free(error);
+    (void) raw_answer_free(answer);
+}
+
 /* --- the client's side of a resumption --- */
 
 static uint64_t submit_resumed(struct raw_client *client, const uint8_t key[16],
@@ -329,6 +361,7 @@ int main(void)
         TEST(a_hung_engine_is_replaced),
         TEST(ids_nobody_asked_for_are_ignored),
         TEST(a_model_that_crashes_engines_is_given_up),
+        TEST(a_look_at_a_model_waits_for_the_next_engine),
         TEST(a_lost_connection_is_taken_up_again),
         TEST(an_answer_that_was_lost_in_the_ring_is_replayed),
         TEST(a_killed_dsd_goes_on_after_its_restart),
