@@ -148,6 +148,48 @@ static void arbitrary_blocks_are_the_same_bits_on_every_set(void **state)
     portable->close(portable);
 }
 
+/* Where sixteen bits would overflow: the largest quants of either sign against the largest
+ * activations. */
+static void the_largest_sums_are_the_same_bits_on_every_set(void **state)
+{
+    static const uint8_t fills[] = { 0xff, 0x80, 0x7f };
+    struct ds_case_random random = { 27 };
+    struct ds_backend *portable = reference();
+
+    (void) state;
+    for (const uint32_t *type = ds_case_types + 3; *type != UINT32_MAX; type++)
+        for (unsigned i = 0; i < 6; i++) {
+            struct ds_case_matrix matrix = ds_case_matrix(&random, *type, 256, 16);
+            size_t block = matrix.tensor.size_bytes / (16 * 256 / ds_case_block(*type));
+            bool two = *type == DS_TYPE_Q4_1 || *type == DS_TYPE_Q5_1 || *type == DS_TYPE_Q4_K ||
+                       *type == DS_TYPE_Q5_K;
+            uint8_t *bytes = (uint8_t *) matrix.tensor.data;
+            float x[256], *a;
+
+            memset(bytes, fills[i / 2], matrix.tensor.size_bytes);
+            for (size_t at = 0; at < matrix.tensor.size_bytes; at += block)
+                for (unsigned f16 = 0; f16 < (two ? 2 : 1); f16++) /* 1/16 */
+                    memcpy(bytes + at + (*type == DS_TYPE_Q6_K ? 208u : 2 * f16), "\x00\x2c", 2);
+            for (unsigned j = 0; j < 256; j++) /* one unit is wide */
+                x[j] = (i % 2 ? -1.0f : 1.0f) * (j / 32 == 3 ? 64 : 1);
+            a = multiply(portable, &matrix, x, 0, 1);
+            for (unsigned o = 0; o < N_OTHERS; o++) {
+                struct ds_backend *backend = ds_case_backend(others[o].isa, others[o].n_threads);
+                float *b;
+
+                if (!backend)
+                    continue;
+                b = multiply(backend, &matrix, x, 0, 1);
+                assert_memory_equal(a, b, sizeof *a * 16);
+                free(b);
+                backend->close(backend);
+            }
+            free(a);
+            ds_case_matrix_deinit(&matrix);
+        }
+    portable->close(portable);
+}
+
 static void a_row_is_the_same_alone_and_among_others(void **state)
 {
     enum { ROWS = 300, N = 20 };
@@ -349,6 +391,7 @@ int main(void)
         cmocka_unit_test(products_are_the_same_bits_on_every_set_and_any_number_of_threads),
         cmocka_unit_test(long_rows_are_the_same_bits_on_every_set),
         cmocka_unit_test(arbitrary_blocks_are_the_same_bits_on_every_set),
+        cmocka_unit_test(the_largest_sums_are_the_same_bits_on_every_set),
         cmocka_unit_test(a_row_is_the_same_alone_and_among_others),
         cmocka_unit_test(operations_on_rows_are_the_same_bits_on_every_set),
         cmocka_unit_test(attention_is_the_same_bits_however_the_prompt_is_cut),
