@@ -32,6 +32,8 @@ echo uninitialized >"$root/etc/machine-id"
 cp /etc/ld.so.cache "$root/etc/"
 [ ! -d /etc/alternatives ] || cp -a /etc/alternatives "$root/etc/"
 printf '[dsd]\ndrain_sec = 5\n' >"$root/etc/dsd/dsd.conf"
+mkdir "$root/etc/systemd/system/dsd.service.d"
+printf '[Service]\nWatchdogSec=2\n' >"$root/etc/systemd/system/dsd.service.d/short.conf"
 systemd-sysusers --root="$root" "$stage/usr/local/lib/sysusers.d/dsd.conf" 2>"$work/sysusers" ||
     skip "systemd-sysusers --root does not work here: $(tail -n 1 "$work/sysusers")"
 grep -q '^dsd:' "$root/etc/passwd" || { echo "sysusers.conf made no user dsd"; exit 1; }
@@ -74,6 +76,9 @@ pid=$(systemctl show -P MainPID dsd.service)
 systemctl reload dsd.service || fail "reload"
 equal "its process after a reload" "$(systemctl show -P MainPID dsd.service)" "$pid"
 $dsctl status >/dev/null || fail "no answer after a reload"
+
+sleep 3 # longer than its watchdog waits: idle, it still has to say that it lives
+equal "its process after an idle while" "$(systemctl show -P MainPID dsd.service)" "$pid"
 
 kill -9 "$pid" # Restart=on-failure; whoever connects meanwhile waits in the socket
 tries=0
