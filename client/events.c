@@ -315,11 +315,12 @@ void ds_client_release(struct ds *ds)
 
 int ds_client_take(struct ds *ds, struct ds_event *ret_event)
 {
-    struct ds_event event = { 0 };
+    struct ds_event event; /* cleared only where there is one: looking must stay cheap */
     const void *payload;
     int r;
 
     if (ds->n_ended) {
+        event = (struct ds_event){ 0 };
         r = take_ended(ds, &event);
         if (r == 0)
             *ret_event = event;
@@ -331,6 +332,7 @@ int ds_client_take(struct ds *ds, struct ds_event *ret_event)
             return DS_NONE;
         if (r == DS_CHANNEL_OK) {
             ds->entry_held = true;
+            event = (struct ds_event){ 0 };
             r = decode(ds, &ds->entry, payload, &event);
         }
         if (r == 0) {
@@ -342,7 +344,6 @@ int ds_client_take(struct ds *ds, struct ds_event *ret_event)
             return DS_NONE;
         }
         ds_client_release(ds);
-        event = (struct ds_event){ 0 };
     }
     return DS_NONE;
 }
