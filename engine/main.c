@@ -116,10 +116,8 @@ static int run(const struct ds_engine_options *options)
             r == -ENOTSUP ? "; is --isa one this machine has?" : "");
     } else {
         r = enter_sandbox(options);
-        if (r == 0) {
-            say(LOG_INFO, "ready on %s", backend->describe(backend));
-            r = serve(options, backend, memory);
-        }
+        if (r == 0)
+            r = serve(options, backend, memory); /* dsd logs that it is ready, and on what */
         backend->close(backend);
     }
     (void) ds_memory_free(memory);
