@@ -498,8 +498,10 @@ bool ds_engine_link_drain(struct ds_engine_process *engine)
         ds_channel_done(engine->channel);
         n++;
     }
-    if (n > 0)
+    if (n > 0) {
         engine->sign_of_life_nsec = ds_now_nsec();
+        engine->ring_due = true; /* it may wait for the room that this made */
+    }
     if (r < 0) {
         ds_engine_process_condemn(engine, "it broke the protocol");
         engine->lied = true;
