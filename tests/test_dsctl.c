@@ -323,6 +323,43 @@ static void test_the_deviation_is_a_samples(void **state)
     assert_true(dsctl_deviation(values, 1) == 0);
 }
 
+static void check_harmless(const char *text, const char *expected)
+{
+    char *printed = NULL;
+    size_t size = 0;
+    FILE *out = open_memstream(&printed, &size);
+
+    assert_non_null(out);
+    dsctl_print_harmless(out, text, strlen(text));
+    assert_int_equal(fclose(out), 0);
+    assert_string_equal(printed, expected);
+    free(printed);
+}
+
+static void test_what_a_model_says_cannot_command_a_terminal(void **state)
+{
+    (void) state;
+    check_harmless("", "");
+    check_harmless("two\tlines\nof \xc3\xa9t\xc3\xa9", "two\tlines\nof \xc3\xa9t\xc3\xa9");
+    check_harmless("\033]0;title\a", "\xef\xbf\xbd]0;title\xef\xbf\xbd");
+    check_harmless("a\033[2J", "a\xef\xbf\xbd[2J");
+    check_harmless("one\r\ntwo\b\x7f", "one\ntwo\xef\xbf\xbd\xef\xbf\xbd");
+    check_harmless("\xc2\x9b"
+                   "2J\xc2\xa0",
+                   "\xef\xbf\xbd"
+                   "2J\xc2\xa0"); /* CSI in one character */
+}
+
+static void test_quoted_bytes_are_printable(void **state)
+{
+    static const char bytes[] = "\033 \xc2\x9b \xe2\x80 \xff \xc3\xa9 \" \xc2";
+    char text[128];
+
+    (void) state;
+    assert_string_equal(dsctl_quoted(text, sizeof text, bytes, sizeof bytes - 1),
+                        "\"\\x1b \\xc2\\x9b \\xe2\\x80 \\xff \xc3\xa9 \\\" \\xc2\"");
+}
+
 static void test_sizes_and_times_read_well(void **state)
 {
     char text[64];
@@ -355,6 +392,8 @@ int main(void)
         cmocka_unit_test(test_messages_that_are_none_are_refused_with_a_reason),
         cmocka_unit_test(test_quantiles_are_values_that_occurred),
         cmocka_unit_test(test_the_deviation_is_a_samples),
+        cmocka_unit_test(test_what_a_model_says_cannot_command_a_terminal),
+        cmocka_unit_test(test_quoted_bytes_are_printable),
         cmocka_unit_test(test_sizes_and_times_read_well),
     };
 

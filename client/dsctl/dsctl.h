@@ -11,6 +11,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 
 #include "client/ds.h"
 #include "proto/message.h"
@@ -128,6 +129,13 @@ bool dsctl_parse_ids(const char *text, uint32_t **ret_ids, size_t *ret_n_ids, co
 /* --- progress.c --- */
 void dsctl_progress(struct dsctl *dsctl, const char *stage, double fraction);
 void dsctl_progress_wipe(struct dsctl *dsctl);
+
+/* --- printable.c --- */
+/* To stdout: bytes as they are; on a terminal as dsctl_print_harmless() does. */
+void dsctl_print(const struct dsctl *dsctl, const void *bytes, size_t size);
+/* Control characters but newline and tab become U+FFFD, carriage returns nothing. The UTF-8 of one
+ * character must not be cut. */
+void dsctl_print_harmless(FILE *out, const void *bytes, size_t size);
 
 /* --- table.c: aligned columns on stdout --- */
 struct dsctl_table;

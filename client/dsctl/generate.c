@@ -160,7 +160,7 @@ static void print_piece(void *target, const char *text, size_t size, bool though
         fputs(thought ? "\033[2m" : "\033[0m", stdout);
         answer->dimmed = thought;
     }
-    (void) fwrite(text, 1, size, stdout);
+    dsctl_print(answer->dsctl, text, size);
     answer->last = text[size - 1];
 }
 

@@ -4,7 +4,7 @@
 #include "proto/base.h"
 
 /* Length of the UTF-8 character at bytes, 0 where there is none (Unicode 15, table 3-7). */
-static size_t utf8_length(const uint8_t *bytes, size_t size)
+size_t dsctl_utf8_length(const uint8_t *bytes, size_t size)
 {
     uint8_t first = bytes[0], second = size > 1 ? bytes[1] : 0;
     size_t length;
@@ -55,7 +55,7 @@ char *dsctl_json_quote(const void *bytes, size_t size)
         return NULL;
     *out++ = '"';
     for (size_t i = 0; i < size;) {
-        size_t length = utf8_length(in + i, size - i);
+        size_t length = dsctl_utf8_length(in + i, size - i);
 
         if (length == 0) {
             out = stpcpy(out, "\xef\xbf\xbd");

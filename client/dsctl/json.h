@@ -14,6 +14,9 @@
 #include "client/ds.h"
 #include "proto/message.h"
 
+/* Bytes of the well-formed character at in, of which size > 0 bytes are there; 0: none. */
+size_t dsctl_utf8_length(const uint8_t *in, size_t size);
+
 /* Bytes as a JSON string with its quotes: fresh memory, NULL without any. */
 char *dsctl_json_quote(const void *bytes, size_t size);
 void dsctl_json_text(cJSON *object, const char *name, const void *bytes, size_t size);

@@ -190,8 +190,14 @@ static void show_text(const Ds__ShowResult *result, bool tensors)
         printf(model->n_files == 1 ? " in %u file\n" : " in %u files\n", model->n_files);
         printf("template      %s\n\n", result->chat_template.len ? "yes" : "no");
     }
-    for (size_t i = 0; i < result->n_metadata; i++)
-        printf("%s = %s\n", result->metadata[i]->key, result->metadata[i]->value);
+    for (size_t i = 0; i < result->n_metadata; i++) {
+        const Ds__KeyValue *pair = result->metadata[i];
+
+        dsctl_print_harmless(stdout, pair->key, strlen(pair->key));
+        printf(" = ");
+        dsctl_print_harmless(stdout, pair->value, strlen(pair->value));
+        putchar('\n');
+    }
     if (!tensors)
         return;
     putchar('\n');

@@ -152,14 +152,18 @@ int dsctl_real(const char *what, const char *value, float *ret)
 
 int dsctl_fail(struct dsctl *dsctl, int code, const char *format, ...)
 {
+    ds_cleanup(ds_free_p) char *text = NULL;
     va_list ap;
 
     (void) fflush(stdout);
     dsctl_progress_wipe(dsctl);
     fputs("dsctl: ", stderr);
     va_start(ap, format);
-    (void) vfprintf(stderr, format, ap);
+    if (vasprintf(&text, format, ap) < 0)
+        text = NULL;
     va_end(ap);
+    if (text) /* it may name what a model file says */
+        dsctl_print_harmless(stderr, text, strlen(text));
     fputc('\n', stderr);
     return code;
 }

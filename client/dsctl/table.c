@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "client/dsctl/dsctl.h"
+#include "client/dsctl/json.h"
 
 #include <ctype.h>
 
@@ -86,8 +87,10 @@ void dsctl_table_print(struct dsctl_table *table)
                          : cell->right;
         int pad = column_width(table, column) - width(cell->text);
 
-        printf("%*s%s%*s%s", right ? pad : 0, "", cell->text ? cell->text : "",
-               right || last ? 0 : pad, "", last ? "\n" : "  ");
+        printf("%*s", right ? pad : 0, "");
+        if (cell->text)
+            dsctl_print_harmless(stdout, cell->text, strlen(cell->text));
+        printf("%*s%s", right || last ? 0 : pad, "", last ? "\n" : "  ");
     }
     for (size_t i = 0; i < table->n_cells; i++)
         free(table->cells[i].text);
@@ -132,14 +135,20 @@ const char *dsctl_quoted(char *buffer, size_t size, const void *bytes, size_t n_
 
     buffer[n++] = '"';
     for (size_t i = 0; i < n_bytes && n + 6 < size; i++) {
-        if (in[i] == '\n')
+        size_t length = dsctl_utf8_length(in + i, n_bytes - i);
+
+        if (in[i] == '\n') {
             n += (size_t) sprintf(buffer + n, "\\n");
-        else if (in[i] == '"' || in[i] == '\\')
+        } else if (in[i] == '"' || in[i] == '\\') {
             n += (size_t) sprintf(buffer + n, "\\%c", in[i]);
-        else if (in[i] < 0x20 || in[i] == 0x7f)
+        } else if (length == 0 || in[i] < 0x20 || in[i] == 0x7f ||
+                   (in[i] == 0xc2 && in[i + 1] < 0xa0)) { /* U+0080 to U+009F command too */
             n += (size_t) sprintf(buffer + n, "\\x%02x", in[i]);
-        else
-            buffer[n++] = (char) in[i];
+        } else {
+            memcpy(buffer + n, in + i, length);
+            n += length;
+            i += length - 1;
+        }
     }
     buffer[n++] = '"';
     buffer[n] = '\0';

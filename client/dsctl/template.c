@@ -47,7 +47,7 @@ static int ask(struct dsctl *dsctl, const char *name, Ds__ChatMessages *chat, si
         dsctl_json_text(object, "text", reply->template_->text.data, reply->template_->text.len);
         dsctl_json_print(object);
     } else {
-        (void) fwrite(reply->template_->text.data, 1, reply->template_->text.len, stdout);
+        dsctl_print(dsctl, reply->template_->text.data, reply->template_->text.len);
     }
     return DSCTL_OK;
 }

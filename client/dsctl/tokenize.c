@@ -131,7 +131,7 @@ static int detokenize(struct dsctl *dsctl, int argc, char **argv)
         dsctl_json_text(object, "text", reply->detokenize->text.data, reply->detokenize->text.len);
         dsctl_json_print(object);
     } else {
-        (void) fwrite(reply->detokenize->text.data, 1, reply->detokenize->text.len, stdout);
+        dsctl_print(dsctl, reply->detokenize->text.data, reply->detokenize->text.len);
         if (dsctl->out_terminal)
             putchar('\n');
     }
