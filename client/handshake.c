@@ -49,7 +49,8 @@ int ds_client_shake_begin(struct ds *ds)
     ds_hello_init(&hello, ds->app_name);
     hello.arena_bytes = ds->arena_bytes;
     r = ds_datagram_send(ds->socket, &hello, sizeof hello, NULL, 0);
-    if (r < 0) {
+    if (r < 0 && r != -EPIPE &&
+        r != -ECONNRESET) { /* these: perhaps refused already, so read why */
         ds_client_hang_up(ds);
         return absent(ds, r);
     }
@@ -116,6 +117,8 @@ static int answer(struct ds *ds)
     int r;
 
     r = ds_datagram_receive(ds->socket, &datagram, sizeof datagram, &size, fds, 4, &n_fds);
+    if (r == -ECONNRESET) /* dsd closed before it read our hello; what it had said comes after */
+        r = ds_datagram_receive(ds->socket, &datagram, sizeof datagram, &size, fds, 4, &n_fds);
     if (r == -EAGAIN)
         return r;
     if (r == 0 && size == 0)
