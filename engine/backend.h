@@ -73,6 +73,11 @@ struct ds_product {
 struct ds_backend {
     const char *name; /* "cpu", "cuda": as printed by dsctl status */
 
+    /* Called by a forward pass once a layer: the sign of life of a step that takes long. Set by who
+     * owns the backend; NULL: nobody wants to know. */
+    void (*pulse)(void *arg);
+    void *pulse_arg;
+
     /* --- memory --- */
     struct ds_buffer *(*buffer_new)(struct ds_backend *backend,
                                     size_t n_floats);                          /* NULL: no memory */

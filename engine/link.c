@@ -83,6 +83,14 @@ static int shake_hands(struct ds_link *link, struct ds_error *error)
     return 0;
 }
 
+/* A batch of a large model may take longer than dsd waits for a sign of life. */
+static void on_pulse(void *arg)
+{
+    struct ds_link *link = arg;
+
+    ds_channel_beat(link->channel, ds_now_nsec());
+}
+
 static void link_free_p(struct ds_link **link)
 {
     (void) ds_link_free(*link);
@@ -111,6 +119,8 @@ int ds_link_new(struct ds_link **ret_link, int socket,
     r = shake_hands(link, error);
     if (r < 0)
         return r;
+    link->environment.backend->pulse_arg = link;
+    link->environment.backend->pulse = on_pulse;
     *ret_link = ds_steal(link);
     return 0;
 }
@@ -129,6 +139,8 @@ struct ds_link *ds_link_free(struct ds_link *link)
 {
     if (!link)
         return NULL;
+    if (link->environment.backend->pulse_arg == link)
+        link->environment.backend->pulse = NULL;
     ds_link_load_cancel_all(link);
     link->loader = ds_worker_free(link->loader);
     link->texter = ds_worker_free(link->texter);

@@ -286,6 +286,9 @@ int ds_llama_forward(struct ds_llama *llama, struct ds_kv *kv, const struct ds_b
         const struct ds_product gate_up[] = { { .out = llama->g, .weight = w->gate },
                                               { .out = llama->u, .weight = w->up } };
 
+        if (b->pulse)
+            b->pulse(b->pulse_arg);
+
         /* attention */
         if ((r = b->rms_norm(b, h, x, w->attention_norm, n, width, epsilon)) < 0 ||
             (r = b->matmul(b, qkv, 3, h, n)) < 0)
