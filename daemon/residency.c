@@ -203,10 +203,13 @@ void ds_resident_leave(struct ds_resident *resident, struct ds_call *call)
 
 /* --- memory --- */
 
+/* Before the load has told: the files, and the cache where the configuration says how much. */
 static uint64_t memory_of(const struct ds_resident *resident)
 {
     uint64_t known = resident->weight_bytes + resident->kv_bytes;
 
+    if (known == 0)
+        known = resident->files->bytes + resident->server->config.kv_bytes;
     return known > resident->files->bytes ? known : resident->files->bytes;
 }
 

@@ -115,7 +115,7 @@ static void take_hello(struct ds_session *session, const void *datagram, size_t 
         session->socket, &welcome, sizeof welcome,
         (const int[]){ fds.s_fd, fds.c_fd, fds.bell_to_server, fds.bell_to_submitter }, 4);
     if (r < 0) {
-        ds_session_drop(session, "it does not take its welcome", false);
+        ds_session_drop(session, r == -EPIPE ? NULL : "it does not take its welcome", false);
         return;
     }
     ds_channel_sent(session->channel);
@@ -273,7 +273,7 @@ void ds_session_read_socket(struct ds_session *session)
         if (r == -EAGAIN || r == -EINTR)
             return;
         if (r < 0) {
-            ds_session_drop(session, "malformed datagram", false);
+            ds_session_drop(session, r == -ECONNRESET ? NULL : "malformed datagram", false);
             return;
         }
         if (size == 0) {
