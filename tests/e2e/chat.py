@@ -17,6 +17,11 @@ import tempfile
 import time
 
 build = pathlib.Path(sys.argv[1] if len(sys.argv) > 1 else "build").resolve()
+try:
+    os.close(os.openpty()[0])
+except OSError as error:
+    print("skip: no pseudo-terminal here (%s): chat is not tried" % error)
+    sys.exit(77)
 work = pathlib.Path(tempfile.mkdtemp(prefix="dsd-chat."))
 seen = ""
 
