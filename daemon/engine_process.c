@@ -28,6 +28,7 @@
 #define NSEC_PER_MSEC    UINT64_C(1000000)
 #define LINK_FD          3
 #define BACKOFF_MAX_NSEC (10 * NSEC_PER_SEC)
+#define UNREADY_MAX      3u /* engines in a row that never came up, until requests are told */
 
 static void on_exit_seen(void *owner, int result);
 
@@ -135,6 +136,8 @@ static void link_up(struct ds_engine_process *engine)
 
     ds_timer_clear(server->loop, &engine->start);
     engine->state = DS_ENGINE_RUNNING;
+    engine->ready = true;
+    engine->unready = 0;
     engine->awake = true;
     engine->sign_of_life_nsec = ds_now_nsec();
     ds_log(LOG_INFO, "engine %d is ready%s%s", engine->pid, engine->description[0] ? ": " : "",
@@ -163,7 +166,7 @@ static void on_link_socket(void *owner, int result)
         link_up(engine);
         return;
     }
-    if (r == 0 && size == 0) { /* it has gone, or is about to */
+    if (r == -ECONNRESET || (r == 0 && size == 0)) { /* it has gone, or is about to */
         engine->on_socket = ds_watch_remove(engine->on_socket);
         engine->state = DS_ENGINE_DYING;
         (void) kill(engine->pid, SIGKILL);
@@ -242,7 +245,7 @@ static void close_link(struct ds_engine_process *engine)
         (void) close(engine->socket);
     engine->pid = -1;
     engine->pidfd = engine->socket = -1;
-    engine->awake = engine->ring_due = engine->lied = false;
+    engine->awake = engine->ring_due = engine->lied = engine->ready = false;
     engine->description[0] = 0;
     engine->state = DS_ENGINE_DOWN;
 }
@@ -363,6 +366,19 @@ static void describe(const siginfo_t *info, char *text, size_t size)
                         strsignal(info->si_status));
 }
 
+/* There may never be an engine: nobody shall wait for one. Later requests wait for one more try. */
+static void fail_waiting(struct ds_engine_process *engine, const char *how)
+{
+    struct ds_call *call;
+
+    ds_list_each(call, &engine->server->calls, link)
+    {
+        if (call->state == DS_CALL_LOADING || call->state == DS_CALL_WAITING)
+            ds_call_fail(call, DS__ERROR__CODE__INTERNAL, 5000,
+                         "dsd-engine does not start: the last one %s; see the log of dsd", how);
+    }
+}
+
 static void on_exit_seen(void *owner, int result)
 {
     struct ds_engine_process *engine = owner;
@@ -377,9 +393,13 @@ static void on_exit_seen(void *owner, int result)
     ds_log(LOG_WARNING, "engine %d %s; %u requests wait for the next one", engine->pid, text,
            engine->n_running);
     outside = !engine->lied && info.si_code == CLD_KILLED && info.si_status == SIGKILL;
-    if (engine->state == DS_ENGINE_STARTING)
+    if (!engine->ready) {
         engine->failures += 2; /* a program that does not even start: do not hurry */
+        engine->unready++;
+    }
     lost(engine, outside ? DS_CRASH_POINTS_KILL : DS_CRASH_POINTS);
+    if (engine->unready >= UNREADY_MAX)
+        fail_waiting(engine, text);
 }
 
 /* --- files --- */

@@ -52,7 +52,9 @@ struct ds_engine_process {
     bool awake;                  /* the link is looked at in every turn */
     bool ring_due;               /* something was submitted */
     bool lied;                   /* broke the protocol or hung: its death is its own */
+    bool ready;                  /* it came up */
     uint32_t restarts, failures; /* in all; in a row without progress */
+    uint32_t unready;            /* in a row that never came up */
     uint64_t sign_of_life_nsec;
     uint32_t n_running;        /* calls it has */
     struct ds_call *probation; /* the one suspect that is tried now */
