@@ -2,6 +2,7 @@
 /* dsctl - what a person asks of dsd. One verb, one file; this one only finds it. */
 #include "client/dsctl/dsctl.h"
 
+#include <fcntl.h>
 #include <locale.h>
 #include <signal.h>
 
@@ -101,6 +102,19 @@ static int dispatch(struct dsctl *dsctl, int argc, char **argv)
     return dsctl->verb->run(dsctl, argc - i, argv + i);
 }
 
+/* Where a standard stream is closed, its number must not become the connection's. What is opened
+ * instead refuses what the stream is for. */
+static void reserve_standard_streams(void)
+{
+    int fd;
+
+    do
+        fd = open("/dev/null", O_RDONLY);
+    while (fd >= 0 && fd <= STDERR_FILENO);
+    if (fd >= 0)
+        (void) close(fd);
+}
+
 int main(int argc, char **argv)
 {
     struct dsctl dsctl = { .signal_fd = -1,
@@ -108,11 +122,14 @@ int main(int argc, char **argv)
                            .err_terminal = isatty(STDERR_FILENO) };
     int code;
 
+    reserve_standard_streams();
     (void) setlocale(LC_CTYPE, "");
     code = dispatch(&dsctl, argc, argv);
     dsctl_progress_wipe(&dsctl);
     dsctl_disconnect(&dsctl);
-    if (fflush(stdout) != 0 && code == DSCTL_OK)
-        code = dsctl_fail(&dsctl, DSCTL_ERROR, "the output cannot be written: %s", strerror(errno));
+    errno = 0; /* an earlier flush may have failed: then nothing is left to fail now */
+    if ((fflush(stdout) != 0 || ferror(stdout)) && code == DSCTL_OK)
+        code = dsctl_fail(&dsctl, DSCTL_ERROR, "the output cannot be written: %s",
+                          errno ? strerror(errno) : "not all of it was taken");
     return code;
 }

@@ -98,6 +98,13 @@ cmp -s "$work/out" "$work/plain" || fail 'the prompt from stdin'
 printf 'one\n\n/clear\ntwo\n/quit\nthree\n' | timeout 60 "$build/dsctl" chat m -n 5 --seed 7 >"$work/out"
 [ "$(cat "$work/out")" = "$(cat "$work/plain" "$work/plain")" ] || fail "chat: $(cat "$work/out")"
 
+# output that nobody takes is an error, and a closed standard output is not the connection
+timeout 60 "$build/dsctl" run m -n 5 --seed 7 hi >/dev/full 2>"$work/err"; got=$?
+[ $got = 1 ] || fail "a full disk: exit $got"
+says 'the output cannot be written'
+timeout 60 "$build/dsctl" run m -n 5 --seed 7 hi 2>"$work/err" >&-; got=$?
+[ $got = 1 ] || fail "a closed standard output: exit $got"
+
 # an answer that nobody finishes: the first Ctrl-C ends it, what came stays
 begin_fake credits=3
 "$build/dsctl" run m --json -n 100 --seed 7 hi >"$work/out" 2>"$work/err" &
