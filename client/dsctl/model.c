@@ -46,7 +46,7 @@ static void files_close(struct files *files)
 static int files_add(struct dsctl *dsctl, struct files *files, const char *path)
 {
     struct stat status;
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
 
     if (fd < 0)
         return dsctl_fail(dsctl, DSCTL_ERROR, "%s cannot be opened: %s", path, strerror(errno));
