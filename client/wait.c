@@ -229,6 +229,7 @@ static bool spin(struct ds *ds, uint64_t now, uint64_t deadline)
             }
             relax();
         }
+        (void) sched_yield(); /* dsd may be waiting for this very processor */
     } while (ds_now_nsec() < until);
     ds->sleeps_left = SPIN_PENALTY;
     return false;

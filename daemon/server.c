@@ -8,6 +8,7 @@
 #include "daemon/session.h"
 
 #include <inttypes.h>
+#include <sched.h>
 #include <signal.h>
 #include <sys/random.h>
 #include <sys/resource.h>
@@ -17,8 +18,9 @@
 #include <systemd/sd-daemon.h>
 
 #define NSEC_PER_SEC     UINT64_C(1000000000)
-#define TURNS_PER_LOOK   64 /* turns of the rings between two looks at timers and descriptors */
-#define TURNS_PER_PAUSE  8  /* a pause may take as long as the answer */
+#define TURNS_PER_LOOK   64  /* turns of the rings between two looks at timers and descriptors */
+#define TURNS_PER_PAUSE  8   /* a pause may take as long as the answer */
+#define TURNS_PER_YIELD  256 /* the client we wait for may be waiting for our processor */
 #define ACCEPT_REST_NSEC UINT64_C(100000000)
 
 /* --- init --- */
@@ -291,7 +293,9 @@ static int turn(struct ds_server *server, unsigned *turns, uint64_t *quiet_since
         if (*quiet_since == 0)
             *quiet_since = server->now_nsec = ds_now_nsec();
         if (may_spin(server) && server->now_nsec - *quiet_since < server->spin_nsec) {
-            if (*turns % TURNS_PER_PAUSE == 0)
+            if (*turns % TURNS_PER_YIELD == 0)
+                (void) sched_yield();
+            else if (*turns % TURNS_PER_PAUSE == 0)
                 relax();
             return 0;
         }

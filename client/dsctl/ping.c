@@ -3,6 +3,8 @@
  * ping - the bare round trip through the rings: no model, no engine. Spinning, neither side makes a
  * system call; blocked, each ping costs two wake-ups, as a token to a sleeping client costs one.
  */
+#include <sched.h>
+
 #include "client/dsctl/dsctl.h"
 #include "client/dsctl/json.h"
 #include "client/dsctl/statistics.h"
@@ -15,6 +17,8 @@ enum { KEY_SPIN = 400, KEY_BLOCK };
 #define N_DEFAULT 10000
 #define N_MAX     10000000
 #define BAR_WIDTH 40
+
+#define LOOKS_PER_YIELD 512
 
 struct options {
     bool block;
@@ -42,15 +46,18 @@ static int once(struct dsctl *dsctl, bool block, uint64_t *ret_nsec)
 {
     const uint64_t start = ds_now_nsec();
     struct ds_event event;
+    unsigned looks = 0;
     uint64_t id;
     int r;
 
     r = ds_ping(dsctl->ds, &id);
     if (r < 0)
         return r;
-    do
+    do {
+        if (++looks % LOOKS_PER_YIELD == 0)
+            (void) sched_yield(); /* dsd may be waiting for this very processor */
         r = ds_next(dsctl->ds, &event, block ? -1 : 0);
-    while (r == DS_NONE || r == -EINTR || (r == 0 && event.type != DS_EVENT_PONG));
+    } while (r == DS_NONE || r == -EINTR || (r == 0 && event.type != DS_EVENT_PONG));
     *ret_nsec = ds_now_nsec() - start;
     return r;
 }
