@@ -51,7 +51,7 @@ static int begin(struct dsctl *dsctl, int argc, char **argv, struct load *load, 
 static void print_loaded(const struct dsctl *dsctl, const Ds__LoadResult *result, const char *name)
 {
     const Ds__ModelInfo *model = result->model;
-    char memory[32];
+    char memory[32], cache[32];
 
     if (dsctl->json) {
         cJSON *object = cJSON_CreateObject();
@@ -62,10 +62,9 @@ static void print_loaded(const struct dsctl *dsctl, const Ds__LoadResult *result
         (void) cJSON_AddNumberToObject(object, "seconds", result->seconds);
         dsctl_json_print(object);
     } else if (model) {
-        printf("%s: %s %s, context %u, %s resident on %s, loaded in %.2f s\n", model->name,
-               model->architecture, model->type, model->context,
-               dsctl_bytes(memory, model->weight_bytes + model->kv_bytes), model->device,
-               result->seconds);
+        printf("%s: %s %s, context %u; on %s in %.2f s: weights %s, cache up to %s\n", model->name,
+               model->architecture, model->type, model->context, model->device, result->seconds,
+               dsctl_bytes(memory, model->weight_bytes), dsctl_bytes(cache, model->kv_bytes));
     } else {
         printf("%s: loaded in %.2f s\n", name, result->seconds);
     }
