@@ -63,7 +63,8 @@ proto_libs  = $(call pkg,libprotobuf-c)
 client_libs = $(proto_libs)
 dsctl_libs  = $(call pkg,libedit libcjson)
 daemon_libs = $(call pkg,liburing libsystemd inih) $(proto_libs)
-engine_libs = $(call pkg,libseccomp libcjson) $(proto_libs) -lm
+engine_libs = $(call pkg,libseccomp) $(proto_libs) -lm
+test_libs   = $(call pkg,libcjson)
 
 programs := $(if $(wildcard daemon/main.c),$(B)/dsd) $(if $(wildcard engine/main.c),$(B)/dsd-engine) \
             $(if $(wildcard client/dsctl/main.c),$(B)/dsctl)
@@ -202,11 +203,11 @@ $(filter $(B)/tests/test_daemon%,$(tests)): | $(B)/dsd $(B)/tests/e2e/fake_engin
 
 $(B)/tests/bench/%: $(B)/tests/bench/%.o $(testlib) $(client) $(engine) $(shm) $(proto)
 	$(say) LINK $@
-	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(engine_libs) -lcmocka
+	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(engine_libs) $(test_libs) -lcmocka
 
 $(B)/tests/e2e/%: $(B)/tests/e2e/%.o $(testlib) $(client) $(engine) $(shm) $(proto)
 	$(say) LINK $@
-	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(engine_libs) -lcmocka
+	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(engine_libs) $(test_libs) -lcmocka
 
 tests: all $(tests) $(helpers)
 
