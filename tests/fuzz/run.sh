@@ -54,7 +54,7 @@ build_target() {
     objects=''
     for source in "$1" $sources $driver; do objects="$objects $(compile "$source")"; done
     # shellcheck disable=SC2086
-    $link $sanitize -pthread -o "$build/$2" $objects -lcjson -lprotobuf-c -lm
+    $link $sanitize -pthread -o "$build/$2" $objects -lcjson -ljansson -lprotobuf-c -lm
 }
 
 status=0
