@@ -116,11 +116,12 @@ struct ds_backend {
     int (*kv_write)(struct ds_backend *backend, struct ds_kv *kv, uint32_t layer,
                     const struct ds_buffer *k, const struct ds_buffer *v,
                     const struct ds_batch *batch);
-    /* out[n][n_heads][value_dim] = softmax(q k * scale) v, causal: positions 0..own. Head h reads
-     * KV head h / (n_heads / n_kv_heads). */
+    /* out[n][n_heads][value_dim] = softmax(q k * scale) v, causal: positions 0..own, or with a
+     * window (0: none) the last `window` of those, the own one counted. Head h reads KV head
+     * h / (n_heads / n_kv_heads). */
     int (*attention)(struct ds_backend *backend, struct ds_buffer *out, const struct ds_buffer *q,
                      const struct ds_kv *kv, uint32_t layer, const struct ds_batch *batch,
-                     uint32_t n_heads, float scale);
+                     uint32_t n_heads, float scale, uint32_t window);
     /* out = gate / (1 + exp(-gate)) * up; out may be gate. */
     int (*silu_mul)(struct ds_backend *backend, struct ds_buffer *out, const struct ds_buffer *gate,
                     const struct ds_buffer *up, uint32_t n, uint32_t width);

@@ -278,6 +278,7 @@ struct cache {
     struct ds_kv *kv;
     const float *k, *v, *q; /* all sequences' rows, one after the other */
     float *out;
+    uint32_t window;
 };
 
 /* Runs rows first .. + count of each sequence as one batch and puts the results into out. */
@@ -305,7 +306,8 @@ static void run_batch(const struct cache *cache, const uint32_t *first, const ui
     FILL(v, cache->v, v_width);
 #undef FILL
     assert_int_equal(backend->kv_write(backend, cache->kv, 0, k, v, &batch), 0);
-    assert_int_equal(backend->attention(backend, out, q, cache->kv, 0, &batch, HEADS, 0.9f), 0);
+    assert_int_equal(
+        backend->attention(backend, out, q, cache->kv, 0, &batch, HEADS, 0.9f, cache->window), 0);
     result = ds_case_read(backend, out, batch.n_tokens * (size_t) HEADS * VALUE);
     for (uint32_t i = 0; i < batch.n_tokens; i++)
         memcpy(cache->out + (base[batch.sequences[i]] + batch.positions[i]) * HEADS * VALUE,
@@ -349,7 +351,7 @@ static void run_in_pieces(struct cache *cache, struct ds_case_random *random, ui
     cache->backend->kv_free(cache->backend, cache->kv);
 }
 
-static void attention_is_the_same_bits_however_the_prompt_is_cut(void **state)
+static void cut_prompts(uint32_t window)
 {
     const size_t n = lengths[0] + lengths[1] + lengths[2], n_out = n * HEADS * VALUE;
     struct ds_case_random random = { 26 };
@@ -357,9 +359,8 @@ static void attention_is_the_same_bits_however_the_prompt_is_cut(void **state)
     float *k = ds_case_rows(&random, (uint32_t) n, KV_HEADS * KEY, false);
     float *v = ds_case_rows(&random, (uint32_t) n, KV_HEADS * VALUE, false);
     float *right = calloc(n_out, sizeof *right), *out = calloc(n_out, sizeof *out);
-    struct cache cache = { reference(), NULL, k, v, q, right };
+    struct cache cache = { reference(), NULL, k, v, q, right, window };
 
-    (void) state;
     assert_non_null(right);
     assert_non_null(out);
     run_in_pieces(&cache, &random, 0);
@@ -385,6 +386,19 @@ static void attention_is_the_same_bits_however_the_prompt_is_cut(void **state)
     free(out);
 }
 
+static void attention_is_the_same_bits_however_the_prompt_is_cut(void **state)
+{
+    (void) state;
+    cut_prompts(0);
+}
+
+static void and_so_it_is_with_a_window(void **state)
+{
+    (void) state;
+    cut_prompts(70);
+    cut_prompts(600);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -395,6 +409,7 @@ int main(void)
         cmocka_unit_test(a_row_is_the_same_alone_and_among_others),
         cmocka_unit_test(operations_on_rows_are_the_same_bits_on_every_set),
         cmocka_unit_test(attention_is_the_same_bits_however_the_prompt_is_cut),
+        cmocka_unit_test(and_so_it_is_with_a_window),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -477,6 +477,7 @@ struct attention_case {
     enum ds_kv_type type;
     uint32_t n_heads, n_kv_heads, key_dim, value_dim;
     uint32_t n_sequences, first[3], count[3];
+    uint32_t window;
 };
 
 static float as_stored(const struct attention_case *c, float x)
@@ -484,27 +485,29 @@ static float as_stored(const struct attention_case *c, float x)
     return c->type == DS_KV_F16 ? ds_f16_to_f32(ds_f32_to_f16(x)) : x;
 }
 
-/* One query against the keys and values of its sequence, from position 0 to its own. */
+/* One query against the keys and values of its sequence, from position 0 (or where the window
+ * begins) to its own. */
 static void check_query(const struct attention_case *c, const float *q, const float *keys,
                         const float *values, uint32_t n, const float *out)
 {
     double *weights = malloc(n * sizeof *weights), sum = 0, max = -1e300;
+    uint32_t start = c->window && n > c->window ? n - c->window : 0;
     uint32_t key_width = c->n_kv_heads * c->key_dim, value_width = c->n_kv_heads * c->value_dim;
 
     assert_non_null(weights);
-    for (uint32_t p = 0; p < n; p++) {
+    for (uint32_t p = start; p < n; p++) {
         weights[p] = 0;
         for (uint32_t d = 0; d < c->key_dim; d++)
             weights[p] += (double) q[d] * as_stored(c, keys[(size_t) p * key_width + d]);
         weights[p] *= 0.7f;
         max = fmax(max, weights[p]);
     }
-    for (uint32_t p = 0; p < n; p++)
+    for (uint32_t p = start; p < n; p++)
         sum += weights[p] = exp(weights[p] - max);
     for (uint32_t d = 0; d < c->value_dim; d++) {
         double right = 0;
 
-        for (uint32_t p = 0; p < n; p++)
+        for (uint32_t p = start; p < n; p++)
             right += weights[p] / sum * as_stored(c, values[(size_t) p * value_width + d]);
         if (!(fabs(out[d] - right) < 3e-6))
             fail_msg("%u positions, dim %u: %g, should be %g", n, d, (double) out[d], right);
@@ -537,7 +540,8 @@ static void check_attention(struct ds_backend *backend, struct ds_case_random *r
     q = ds_case_buffer(backend, queries, (size_t) batch.n_tokens * c->n_heads * c->key_dim);
     out = ds_case_buffer(backend, NULL, (size_t) batch.n_tokens * c->n_heads * c->value_dim);
     assert_int_equal(backend->kv_write(backend, kv, 1, k, v, &fill), 0);
-    assert_int_equal(backend->attention(backend, out, q, kv, 1, &batch, c->n_heads, 0.7f), 0);
+    assert_int_equal(
+        backend->attention(backend, out, q, kv, 1, &batch, c->n_heads, 0.7f, c->window), 0);
     result = ds_case_read(backend, out, (size_t) batch.n_tokens * c->n_heads * c->value_dim);
     for (unsigned i = 0; i < c->n_sequences; offset += all[i], i++)
         for (uint32_t j = 0; j < c->count[i]; j++, row++)
@@ -564,26 +568,50 @@ static void check_attention(struct ds_backend *backend, struct ds_case_random *r
     free((void *) batch.tokens);
 }
 
-static void attention_is_the_softmax_of_all_positions_up_to_ones_own(void **state)
+static void check_cases(const struct attention_case *cases, size_t n, uint64_t seed)
 {
-    static const struct attention_case cases[] = {
-        { DS_KV_F32, 4, 2, 16, 16, 1, { 0 }, { 1 } },
-        { DS_KV_F32, 6, 2, 16, 16, 3, { 0, 31, 64 }, { 33, 2, 40 } },
-        { DS_KV_F16, 9, 3, 64, 64, 2, { 0, 500 }, { 70, 30 } },
-        { DS_KV_F32, 3, 1, 20, 24, 2, { 1200, 3 }, { 1, 1 } }, /* segments as items */
-        { DS_KV_F16, 2, 2, 128, 80, 3, { 700, 0, 511 }, { 40, 17, 2 } },
-        { DS_KV_F32, 80, 1, 8, 16, 1, { 1020 }, { 9 } }, /* more queries than a pass */
-    };
-    struct ds_case_random random = { 13 };
+    struct ds_case_random random = { seed };
 
-    (void) state;
     for (unsigned set = 0; set < 2; set++) {
         struct ds_backend *backend = ds_case_backend(sets[set], 2);
 
-        for (unsigned i = 0; i < sizeof cases / sizeof *cases; i++)
+        for (size_t i = 0; i < n; i++)
             check_attention(backend, &random, &cases[i]);
         backend->close(backend);
     }
+}
+
+static void attention_is_the_softmax_of_all_positions_up_to_ones_own(void **state)
+{
+    static const struct attention_case cases[] = {
+        { DS_KV_F32, 4, 2, 16, 16, 1, { 0 }, { 1 }, 0 },
+        { DS_KV_F32, 6, 2, 16, 16, 3, { 0, 31, 64 }, { 33, 2, 40 }, 0 },
+        { DS_KV_F16, 9, 3, 64, 64, 2, { 0, 500 }, { 70, 30 }, 0 },
+        { DS_KV_F32, 3, 1, 20, 24, 2, { 1200, 3 }, { 1, 1 }, 0 }, /* segments as items */
+        { DS_KV_F16, 2, 2, 128, 80, 3, { 700, 0, 511 }, { 40, 17, 2 }, 0 },
+        { DS_KV_F32, 80, 1, 8, 16, 1, { 1020 }, { 9 }, 0 }, /* more queries than a pass */
+    };
+
+    (void) state;
+    check_cases(cases, sizeof cases / sizeof *cases, 13);
+}
+
+static void attention_with_a_window_sees_the_last_positions_only(void **state)
+{
+    static const struct attention_case cases[] = {
+        { DS_KV_F32, 4, 2, 16, 16, 1, { 0 }, { 1 }, 1 },
+        { DS_KV_F32, 4, 2, 16, 16, 2, { 0, 90 }, { 80, 3 }, 1 },
+        { DS_KV_F32, 6, 2, 16, 16, 3, { 0, 31, 64 }, { 33, 2, 40 }, 32 },
+        { DS_KV_F16, 9, 3, 64, 64, 2, { 0, 500 }, { 70, 30 }, 33 },
+        { DS_KV_F32, 3, 1, 20, 24, 2, { 1200, 3 }, { 1, 1 }, 100 }, /* segments as items */
+        { DS_KV_F32, 3, 1, 20, 24, 2, { 1200, 1030 }, { 60, 30 }, 515 },
+        { DS_KV_F16, 2, 2, 128, 80, 3, { 700, 0, 511 }, { 40, 17, 2 }, 5 },
+        { DS_KV_F32, 80, 1, 8, 16, 1, { 1020 }, { 9 }, 512 },
+        { DS_KV_F32, 4, 2, 16, 16, 1, { 0 }, { 200 }, 4000 },
+    };
+
+    (void) state;
+    check_cases(cases, sizeof cases / sizeof *cases, 14);
 }
 
 int main(void)
@@ -603,6 +631,7 @@ int main(void)
         cmocka_unit_test(sines_and_cosines_are_right_to_the_last_bits),
         cmocka_unit_test(rope_turns_pairs_and_leaves_the_rest),
         cmocka_unit_test(attention_is_the_softmax_of_all_positions_up_to_ones_own),
+        cmocka_unit_test(attention_with_a_window_sees_the_last_positions_only),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -362,6 +362,7 @@ static void expect_no_bit_from_cutting(struct ds_backend *backend, uint32_t type
         int fd;
 
         options.rope_factors = a == 0;
+        options.window = a == 1 ? 37 : 0;
         fd = ds_tiny_model_fd(&options);
         ds_runner_init(&runner, backend, fd, 128, 75);
         (void) close(fd);
@@ -410,10 +411,13 @@ static void the_cpu_backend_agrees_with_the_naive_one(void **state)
     (void) state;
     for (unsigned i = 0; i < 3 * sizeof types / sizeof types[0]; i++) {
         struct ds_tiny_options options = ds_tiny_options(architectures[i % 3], types[i / 3].type);
-        int fd = ds_tiny_model_fd(&options);
         uint32_t tokens[60];
         float *logits[2];
         double worst = 0.0;
+        int fd;
+
+        options.window = i % 3 == 1 ? 19 : 0;
+        fd = ds_tiny_model_fd(&options);
 
         for (unsigned b = 0; b < 2; b++) {
             struct ds_runner runner;
@@ -439,6 +443,39 @@ static void the_cpu_backend_agrees_with_the_naive_one(void **state)
     }
     backends[0]->close(backends[0]);
     backends[1]->close(backends[1]);
+}
+
+/* With a window of 20 and two layers, the last row sees 39 positions; one outside changes nothing,
+ * one inside does. */
+static void a_window_hides_what_lies_before_it(void **state)
+{
+    struct ds_tiny_options options = ds_tiny_options(DS_ARCH_QWEN2, DS_TYPE_F32);
+    struct ds_backend *backend = cpu_backend();
+    struct ds_runner runner;
+    uint32_t tokens[60];
+    float *last;
+    int fd;
+
+    (void) state;
+    options.window = 20;
+    fd = ds_tiny_model_fd(&options);
+    ds_runner_init(&runner, backend, fd, 64, 60);
+    (void) close(fd);
+    fill_tokens(tokens, 60, runner.n_vocab);
+    ds_runner_feed(&runner, tokens, 60, true);
+    last = malloc(runner.n_vocab * sizeof *last);
+    memcpy(last, runner.logits, runner.n_vocab * sizeof *last);
+    for (unsigned changed = 20; changed <= 21; changed++) {
+        fill_tokens(tokens, 60, runner.n_vocab);
+        tokens[changed] ^= 1;
+        ds_runner_reset(&runner);
+        ds_runner_feed(&runner, tokens, 60, true);
+        assert_int_equal(memcmp(last, runner.logits, runner.n_vocab * sizeof *last) == 0,
+                         changed == 20);
+    }
+    free(last);
+    ds_runner_deinit(&runner);
+    backend->close(backend);
 }
 
 static int load_bytes(const uint8_t *bytes, size_t size, struct ds_error *error)
@@ -603,6 +640,7 @@ int main(void)
         cmocka_unit_test(a_misshapen_tensor_is_named_with_both_shapes),
         cmocka_unit_test(a_load_can_be_given_up),
         cmocka_unit_test(the_cpu_backend_agrees_with_the_naive_one),
+        cmocka_unit_test(a_window_hides_what_lies_before_it),
         cmocka_unit_test(naive_models_meet_the_float_tolerances),
         cmocka_unit_test(cpu_models_meet_the_tolerances_of_their_arithmetic),
         cmocka_unit_test(trained_models_tell_their_stories),

@@ -17,6 +17,7 @@
 #include "engine/cpu/cpu.h"
 
 #define SEGMENT_BLOCKS 16u
+#define SEGMENT        (SEGMENT_BLOCKS * DS_KV_BLOCK) /* positions */
 #define TILE_ROWS      16u
 #define QUERIES_MAX    64u /* queries of one pass over a block */
 
@@ -32,6 +33,7 @@ struct attention {
     const struct ds_batch *batch;
     uint32_t layer, n_heads, group; /* group: query heads of a KV head */
     float scale;
+    uint32_t window; /* UINT32_MAX: none */
     const float *q;
     float *out;
     const struct tile *tiles;
@@ -87,6 +89,36 @@ static void pass_init(struct pass *pass, const struct attention *attention, cons
     }
 }
 
+/* The first position that query i of the pass sees */
+static uint32_t first_seen(const struct attention *attention, const struct pass *pass, uint32_t i)
+{
+    uint32_t own = attention->batch->positions[pass->row[i]];
+
+    return own < attention->window ? 0 : own - attention->window + 1;
+}
+
+/* Which queries of the pass see anything of the block at position start, and what: those from
+ * *first (where an earlier block left it) up to the one returned. */
+static uint32_t visible_queries(const struct attention *attention, const struct pass *pass,
+                                uint32_t start, uint32_t *first, struct ds_visible *visible)
+{
+    const uint32_t *positions = attention->batch->positions;
+    uint32_t end;
+
+    while (positions[pass->row[*first]] < start)
+        (*first)++;
+    for (end = *first; end < pass->n; end++) {
+        uint32_t seen = positions[pass->row[end]] - start + 1;
+        uint32_t low = first_seen(attention, pass, end);
+
+        if (low >= start + DS_KV_BLOCK)
+            break; /* and later rows see even less of it */
+        visible[end].first = (uint8_t) (low > start ? low - start : 0);
+        visible[end].end = (uint8_t) (seen < DS_KV_BLOCK ? seen : DS_KV_BLOCK);
+    }
+    return end;
+}
+
 /* One segment for all queries of a pass; state must be fresh. */
 static void attend_segment(const struct attention *attention, const struct pass *pass,
                            uint32_t segment, struct ds_softmax *state, float *memory)
@@ -94,11 +126,11 @@ static void attend_segment(const struct attention *attention, const struct pass 
     const struct ds_kv *kv = attention->kv;
     const struct ds_batch *batch = attention->batch;
     const struct ds_kernels *kernels = attention->cpu->kernels;
-    uint32_t last = batch->positions[pass->row[pass->n - 1]], first = 0;
+    uint32_t last = batch->positions[pass->row[pass->n - 1]], first = 0, end;
     struct ds_attend attend = { .key_dim = kv->geometry.key_dim,
                                 .value_stride = kv->value_stride,
                                 .scale = attention->scale };
-    uint8_t n_visible[QUERIES_MAX];
+    struct ds_visible visible[QUERIES_MAX];
 
     for (uint32_t i = 0; i < SEGMENT_BLOCKS; i++) {
         uint32_t logical = segment * SEGMENT_BLOCKS + i, start = logical * DS_KV_BLOCK;
@@ -106,13 +138,9 @@ static void attend_segment(const struct attention *attention, const struct pass 
 
         if (start > last)
             return;
-        while (batch->positions[pass->row[first]] < start)
-            first++;
-        for (uint32_t j = first; j < pass->n; j++) {
-            uint32_t seen = batch->positions[pass->row[j]] - start + 1;
-
-            n_visible[j] = (uint8_t) (seen < DS_KV_BLOCK ? seen : DS_KV_BLOCK);
-        }
+        end = visible_queries(attention, pass, start, &first, visible);
+        if (end == first)
+            continue;
         at = ds_kv_head(kv, attention->layer, ds_kv_block(batch, pass->row[0], logical),
                         pass->kv_head);
         if (kv->geometry.type == DS_KV_F16) {
@@ -121,8 +149,7 @@ static void attend_segment(const struct attention *attention, const struct pass 
         }
         attend.keys = at;
         attend.values = attend.keys + (size_t) DS_KV_BLOCK * attend.key_dim;
-        kernels->attend(&attend, pass->q + first, n_visible + first, state + first,
-                        pass->n - first);
+        kernels->attend(&attend, pass->q + first, visible + first, state + first, end - first);
     }
 }
 
@@ -137,7 +164,8 @@ static void state_init(struct ds_softmax *state, float *out, uint32_t n, uint32_
 static bool sees(const struct attention *attention, const struct pass *pass, uint32_t i,
                  uint32_t segment)
 {
-    return attention->batch->positions[pass->row[i]] / (SEGMENT_BLOCKS * DS_KV_BLOCK) >= segment;
+    return attention->batch->positions[pass->row[i]] / SEGMENT >= segment &&
+           first_seen(attention, pass, i) / SEGMENT <= segment;
 }
 
 static void finish(const struct attention *attention, const struct pass *pass, uint32_t i,
@@ -167,6 +195,8 @@ static void attend_tile(void *arg, uint32_t item, unsigned thread)
         state_init(total, scratch.total, pass.n, stride);
         attend_segment(attention, &pass, 0, total, scratch.block);
         for (uint32_t segment = 1; segment < tile->n_segments; segment++) {
+            if (segment < first_seen(attention, &pass, 0) / SEGMENT)
+                continue;
             state_init(part, scratch.part, pass.n, stride);
             attend_segment(attention, &pass, segment, part, scratch.block);
             for (uint32_t i = 0; i < pass.n; i++)
@@ -235,7 +265,9 @@ static void merge_tile(const struct attention *attention, const struct tile *til
             float *at = part_at(attention, tile, 0, kv_head, first + i);
             struct ds_softmax total = { at[0], at[1], at + 16 }, part;
 
-            for (uint32_t segment = 1; sees(attention, &pass, i, segment); segment++) {
+            for (uint32_t segment = 1; segment < tile->n_segments; segment++) {
+                if (!sees(attention, &pass, i, segment))
+                    continue;
                 at = part_at(attention, tile, segment, kv_head, first + i);
                 part = (struct ds_softmax){ at[0], at[1], at + 16 };
                 attention->cpu->kernels->merge(&total, &part, stride);
@@ -261,7 +293,7 @@ static uint32_t make_tiles(struct tile *tiles, const struct ds_batch *batch, uin
             end++;
         tile->first_row = row;
         tile->n_rows = end - row;
-        tile->n_segments = batch->positions[end - 1] / (SEGMENT_BLOCKS * DS_KV_BLOCK) + 1;
+        tile->n_segments = batch->positions[end - 1] / SEGMENT + 1;
         tile->first_part = n_parts;
         n_parts += tile->n_segments;
         row = end;
@@ -296,7 +328,7 @@ static int run(struct attention *attention, uint32_t n_parts)
 
 int ds_cpu_attention(struct ds_backend *backend, struct ds_buffer *out, const struct ds_buffer *q,
                      const struct ds_kv *kv, uint32_t layer, const struct ds_batch *batch,
-                     uint32_t n_heads, float scale)
+                     uint32_t n_heads, float scale, uint32_t window)
 {
     struct ds_cpu *cpu = ds_cpu(backend);
     struct attention attention = {
@@ -307,6 +339,7 @@ int ds_cpu_attention(struct ds_backend *backend, struct ds_buffer *out, const st
         .n_heads = n_heads,
         .group = n_heads / kv->geometry.n_kv_heads,
         .scale = scale,
+        .window = window ? window : UINT32_MAX,
         .q = q->data,
         .out = out->data,
     };

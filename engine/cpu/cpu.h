@@ -70,7 +70,7 @@ int ds_cpu_kv_write(struct ds_backend *backend, struct ds_kv *kv, uint32_t layer
                     const struct ds_batch *batch);
 int ds_cpu_attention(struct ds_backend *backend, struct ds_buffer *out, const struct ds_buffer *q,
                      const struct ds_kv *kv, uint32_t layer, const struct ds_batch *batch,
-                     uint32_t n_heads, float scale);
+                     uint32_t n_heads, float scale, uint32_t window);
 
 int ds_cpu_embed(struct ds_backend *backend, struct ds_buffer *out, const struct ds_weight *table,
                  const uint32_t *tokens, uint32_t n);

@@ -206,14 +206,15 @@ always_inline void attend_scores(const struct ds_attend *attend, const float *co
 
 /* Turns scores into weights exp(s - max), updates max and sum, scales out for the new max. */
 always_inline void attend_softmax(const struct ds_attend *attend, struct ds_softmax *state,
-                                  unsigned n_visible, v16 a, v16 b, float *weights)
+                                  struct ds_visible visible, v16 a, v16 b, float *weights)
 {
-    unsigned n_high = n_visible > 16 ? n_visible - 16 : 0;
+    unsigned end = visible.end, end_high = end > 16 ? end - 16 : 0;
+    unsigned first = visible.first, first_high = first > 16 ? first - 16 : 0;
     v16 scale = v16_set1(attend->scale), lowest = v16_set1(-INFINITY), zero = v16_set1(0);
     float max, fade;
 
-    a = v16_first(n_visible, v16_mul(a, scale), lowest);
-    b = v16_first(n_high, v16_mul(b, scale), lowest);
+    a = v16_first(first, lowest, v16_first(end, v16_mul(a, scale), lowest));
+    b = v16_first(first_high, lowest, v16_first(end_high, v16_mul(b, scale), lowest));
     max = v16_hmax(v16_max(a, b));
     if (max > state->max) {
         fade = exp_one(state->max - max);
@@ -222,8 +223,10 @@ always_inline void attend_softmax(const struct ds_attend *attend, struct ds_soft
         for (uint32_t d = 0; d < attend->value_stride; d += 16)
             v16_store(state->out + d, v16_mul(v16_load(state->out + d), v16_set1(fade)));
     }
-    a = v16_first(n_visible, v16_exp(v16_sub(a, v16_set1(state->max))), zero);
-    b = v16_first(n_high, v16_exp(v16_sub(b, v16_set1(state->max))), zero);
+    a = v16_first(end, v16_exp(v16_sub(a, v16_set1(state->max))), zero);
+    b = v16_first(end_high, v16_exp(v16_sub(b, v16_set1(state->max))), zero);
+    a = v16_first(first, zero, a);
+    b = v16_first(first_high, zero, b);
     v16_store(weights, a);
     v16_store(weights + 16, b);
     state->sum += v16_sum(v16_add(a, b));
@@ -267,7 +270,8 @@ always_inline void attend_all_values(const struct ds_attend *attend, struct ds_s
 }
 
 always_inline void attend_queries(const struct ds_attend *attend, const float *const *q,
-                                  const uint8_t *n_visible, struct ds_softmax *state, unsigned n)
+                                  const struct ds_visible *visible, struct ds_softmax *state,
+                                  unsigned n)
 {
     _Alignas(64) float weights[FLOAT_QUERIES][DS_KV_BLOCK];
     v16 s[FLOAT_QUERIES][2];
@@ -275,24 +279,25 @@ always_inline void attend_queries(const struct ds_attend *attend, const float *c
 
     attend_scores(attend, q, s, n);
     for (unsigned i = 0; i < n; i++) {
-        attend_softmax(attend, &state[i], n_visible[i], s[i][0], s[i][1], weights[i]);
-        common = n_visible[i] < common ? n_visible[i] : common;
+        attend_softmax(attend, &state[i], visible[i], s[i][0], s[i][1], weights[i]);
+        common = visible[i].end < common ? visible[i].end : common;
     }
     attend_all_values(attend, state, weights, 0, common, n);
     for (unsigned i = 0; i < n; i++)
-        if (n_visible[i] > common)
-            attend_all_values(attend, &state[i], &weights[i], common, n_visible[i], 1);
+        if (visible[i].end > common)
+            attend_all_values(attend, &state[i], &weights[i], common, visible[i].end, 1);
 }
 
 void FLOAT_NAME(attend)(const struct ds_attend *attend, const float *const *q,
-                        const uint8_t *n_visible, struct ds_softmax *state, uint32_t n_queries)
+                        const struct ds_visible *visible, struct ds_softmax *state,
+                        uint32_t n_queries)
 {
     uint32_t i = 0;
 
     for (; i + FLOAT_QUERIES <= n_queries; i += FLOAT_QUERIES)
-        attend_queries(attend, q + i, n_visible + i, state + i, FLOAT_QUERIES);
+        attend_queries(attend, q + i, visible + i, state + i, FLOAT_QUERIES);
     for (; i < n_queries; i++)
-        attend_queries(attend, q + i, n_visible + i, state + i, 1);
+        attend_queries(attend, q + i, visible + i, state + i, 1);
 }
 
 void FLOAT_NAME(merge)(struct ds_softmax *into, const struct ds_softmax *part,

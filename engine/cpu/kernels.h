@@ -123,6 +123,11 @@ struct ds_attend {
     float scale;
 };
 
+/* Positions first .. end - 1 of a block, first < end <= 32. */
+struct ds_visible {
+    uint8_t first, end;
+};
+
 /* Running softmax of one query: out is not yet divided by sum. */
 struct ds_softmax {
     float max; /* -INFINITY: nothing seen */
@@ -144,11 +149,12 @@ struct ds_kernels {
     void (*gemv)(const struct ds_gemv *gemv); /* NULL: use unpack and gemm */
     void (*gemm_float)(const struct ds_gemm_float *gemm);
 
-    /* n_queries queries (q[i], key_dim floats) see n_visible[i] (1..32) positions of a block. The
-     * first n_visible ones count, for each: s = scale * (fma chain over key_dim), max' = max(max,
-     * s...), out = fma chain over positions of exp(s - max') v onto out * exp(max - max'). */
-    void (*attend)(const struct ds_attend *attend, const float *const *q, const uint8_t *n_visible,
-                   struct ds_softmax *state, uint32_t n_queries);
+    /* n_queries queries (q[i], key_dim floats) see visible[i] of a block. Of each of those: s =
+     * scale * (fma chain over key_dim), max' = max(max, s...), out = fma chain over positions from
+     * 0 to the last visible of exp(s - max') v (0 v before the first) onto out * exp(max - max').
+     */
+    void (*attend)(const struct ds_attend *attend, const float *const *q,
+                   const struct ds_visible *visible, struct ds_softmax *state, uint32_t n_queries);
     /* Adds a later part of the positions: into = into merged with part. */
     void (*merge)(struct ds_softmax *into, const struct ds_softmax *part, uint32_t value_stride);
     void (*widen_f16)(float *out, const uint16_t *in, size_t n); /* n a multiple of 16 */

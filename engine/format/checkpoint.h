@@ -57,6 +57,8 @@ struct ds_hyper {
     uint32_t n_vocab;
     uint32_t context; /* trained positions */
     float rms_epsilon;
+    uint32_t window;             /* positions a token attends to, its own counted; 0: all */
+    uint32_t window_first_layer; /* layers from here on have the window, those before see all */
     /* RoPE */
     uint32_t rope_dims;
     float rope_base;

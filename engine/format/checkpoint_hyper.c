@@ -127,6 +127,8 @@ static int read_sizes(struct prefixed *keys, struct ds_hyper *hyper)
     if (r == 0)
         r = get_f32(keys, "attention.layer_norm_rms_epsilon", true, &hyper->rms_epsilon);
     if (r == 0)
+        r = get_u32(keys, "attention.sliding_window", false, &hyper->window);
+    if (r == 0)
         r = get_u32(keys, "vocab_size", false, &hyper->n_vocab);
     if (r == 0)
         r = get_u32(keys, "expert_count", false, &experts);

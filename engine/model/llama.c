@@ -280,6 +280,7 @@ int ds_llama_forward(struct ds_llama *llama, struct ds_kv *kv, const struct ds_b
 
     for (uint32_t l = 0; l < hyper->n_layers; l++) {
         const struct layer *w = &llama->layers[l];
+        const uint32_t window = l >= hyper->window_first_layer ? hyper->window : 0;
         const struct ds_product qkv[] = { { .out = llama->q, .weight = w->wq, .bias = w->bq },
                                           { .out = llama->k, .weight = w->wk, .bias = w->bk },
                                           { .out = llama->v, .weight = w->wv, .bias = w->bv } };
@@ -309,7 +310,7 @@ int ds_llama_forward(struct ds_llama *llama, struct ds_kv *kv, const struct ds_b
         /* After the last keys and values only the rows whose logits are wanted matter. */
         if (l + 1 == hyper->n_layers && batch->n_outputs == 0)
             return 0;
-        r = b->attention(b, mix, llama->q, kv, l, batch, n_heads, scale);
+        r = b->attention(b, mix, llama->q, kv, l, batch, n_heads, scale, window);
         if (r < 0)
             return r;
         if (l + 1 == hyper->n_layers && batch->n_outputs < n) {

@@ -112,9 +112,10 @@ static int shim_kv_write(struct ds_backend *backend, struct ds_kv *kv, uint32_t 
 
 static int shim_attention(struct ds_backend *backend, struct ds_buffer *out,
                           const struct ds_buffer *q, const struct ds_kv *kv, uint32_t layer,
-                          const struct ds_batch *batch, uint32_t n_heads, float scale)
+                          const struct ds_batch *batch, uint32_t n_heads, float scale,
+                          uint32_t window)
 {
-    return TIMED(backend, attention(b, out, q, kv, layer, batch, n_heads, scale));
+    return TIMED(backend, attention(b, out, q, kv, layer, batch, n_heads, scale, window));
 }
 
 static int shim_silu_mul(struct ds_backend *backend, struct ds_buffer *out,

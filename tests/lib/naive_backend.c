@@ -241,14 +241,15 @@ static int kv_write(struct ds_backend *backend, struct ds_kv *kv, uint32_t layer
 }
 
 static void attend(const struct ds_kv *kv, uint32_t layer, const struct ds_batch *batch,
-                   uint32_t row, uint32_t kv_head, const float *q, float scale, float *out)
+                   uint32_t row, uint32_t kv_head, const float *q, float scale, uint32_t window,
+                   float *out)
 {
     const struct ds_kv_geometry *g = &kv->geometry;
     uint32_t n = batch->positions[row] + 1;
     double sum[512] = { 0.0 }, total = 0.0, largest = -INFINITY;
 
     assert(g->value_dim <= 512);
-    for (uint32_t p = 0; p < n; p++) { /* running softmax */
+    for (uint32_t p = window && n > window ? n - window : 0; p < n; p++) { /* running softmax */
         size_t place = kv_place(kv, layer, batch, batch->sequences[row], p) + kv_head;
         double score = 0.0, weight;
 
@@ -274,7 +275,7 @@ static void attend(const struct ds_kv *kv, uint32_t layer, const struct ds_batch
 
 static int attention(struct ds_backend *backend, struct ds_buffer *out, const struct ds_buffer *q,
                      const struct ds_kv *kv, uint32_t layer, const struct ds_batch *batch,
-                     uint32_t n_heads, float scale)
+                     uint32_t n_heads, float scale, uint32_t window)
 {
     (void) backend;
     for (uint32_t i = 0; i < batch->n_tokens; i++) {
@@ -282,7 +283,7 @@ static int attention(struct ds_backend *backend, struct ds_buffer *out, const st
             size_t head = (size_t) i * n_heads + h;
 
             attend(kv, layer, batch, i, h / (n_heads / kv->geometry.n_kv_heads),
-                   q->data + head * kv->geometry.key_dim, scale,
+                   q->data + head * kv->geometry.key_dim, scale, window,
                    out->data + head * kv->geometry.value_dim);
         }
     }

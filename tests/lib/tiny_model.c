@@ -202,6 +202,8 @@ static void put_keys(struct ds_gguf_writer *writer, const struct ds_tiny_options
     put_u32(writer, o, "attention.key_length", o->head_dim);
     put_u32(writer, o, "attention.value_length", o->head_dim);
     put_f32(writer, o, "attention.layer_norm_rms_epsilon", 1e-5f);
+    if (o->window)
+        put_u32(writer, o, "attention.sliding_window", o->window);
     put_rope_keys(writer, o);
     ds_tiny_vocab_write(writer, o);
 }

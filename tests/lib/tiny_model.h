@@ -31,6 +31,7 @@ struct ds_tiny_options {
     uint32_t head_dim; /* keys and values */
     uint32_t n_vocab;  /* at least 320 */
     uint32_t context;
+    uint32_t window;                   /* attention.sliding_window; 0: none */
     bool tied;                         /* no output.weight */
     bool rope_factors;                 /* a rope_freqs.weight tensor, as llama3 scaling writes it */
     bool vocab_only;                   /* keys only, no tensors */
