@@ -36,6 +36,7 @@ struct ds_kv_geometry {
     uint32_t value_dim;
     uint32_t n_blocks;
     enum ds_kv_type type;
+    bool shared; /* values are the first value_dim of the keys (MLA): only keys are stored */
 };
 
 /* One ragged batch. Row r is token tokens[r] at position positions[r] of sequence sequences[r],
@@ -112,7 +113,8 @@ struct ds_backend {
     /* Rotates x[n][n_heads][head_dim] in place. */
     int (*rope)(struct ds_backend *backend, struct ds_buffer *x, const struct ds_rope *rope,
                 const uint32_t *positions, uint32_t n, uint32_t n_heads, uint32_t head_dim);
-    /* Stores k[n][n_kv_heads][key_dim], v[n][n_kv_heads][value_dim] at the batch's places. */
+    /* Stores k[n][n_kv_heads][key_dim], v[n][n_kv_heads][value_dim] at the batch's places. v is not
+     * looked at where the geometry is shared. */
     int (*kv_write)(struct ds_backend *backend, struct ds_kv *kv, uint32_t layer,
                     const struct ds_buffer *k, const struct ds_buffer *v,
                     const struct ds_batch *batch);

@@ -326,7 +326,12 @@ static void run_batch(const struct cache *cache, const uint32_t *first, const ui
 static void run_in_pieces(struct cache *cache, struct ds_case_random *random, uint32_t longest)
 {
     uint32_t first[SEQUENCES] = { 0 }, count[SEQUENCES], left = 1;
-    struct ds_kv_geometry geometry = { 1, KV_HEADS, KEY, VALUE, SEQUENCES * BLOCKS, DS_KV_F16 };
+    struct ds_kv_geometry geometry = { .n_layers = 1,
+                                       .n_kv_heads = KV_HEADS,
+                                       .key_dim = KEY,
+                                       .value_dim = VALUE,
+                                       .n_blocks = SEQUENCES * BLOCKS,
+                                       .type = DS_KV_F16 };
 
     assert_int_equal(cache->backend->kv_new(cache->backend, &geometry, &cache->kv), 0);
     while (left) {

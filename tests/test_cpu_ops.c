@@ -478,6 +478,7 @@ struct attention_case {
     uint32_t n_heads, n_kv_heads, key_dim, value_dim;
     uint32_t n_sequences, first[3], count[3];
     uint32_t window;
+    bool shared; /* values are the first of the keys */
 };
 
 static float as_stored(const struct attention_case *c, float x)
@@ -492,7 +493,8 @@ static void check_query(const struct attention_case *c, const float *q, const fl
 {
     double *weights = malloc(n * sizeof *weights), sum = 0, max = -1e300;
     uint32_t start = c->window && n > c->window ? n - c->window : 0;
-    uint32_t key_width = c->n_kv_heads * c->key_dim, value_width = c->n_kv_heads * c->value_dim;
+    uint32_t key_width = c->n_kv_heads * c->key_dim;
+    uint32_t value_width = c->shared ? key_width : c->n_kv_heads * c->value_dim;
 
     assert_non_null(weights);
     for (uint32_t p = start; p < n; p++) {
@@ -509,7 +511,7 @@ static void check_query(const struct attention_case *c, const float *q, const fl
 
         for (uint32_t p = start; p < n; p++)
             right += weights[p] / sum * as_stored(c, values[(size_t) p * value_width + d]);
-        if (!(fabs(out[d] - right) < 3e-6))
+        if (!(fabs(out[d] - right) < 3e-6 * fmax(1.0, c->key_dim / 128.0)))
             fail_msg("%u positions, dim %u: %g, should be %g", n, d, (double) out[d], right);
     }
     free(weights);
@@ -518,8 +520,10 @@ static void check_query(const struct attention_case *c, const float *q, const fl
 static void check_attention(struct ds_backend *backend, struct ds_case_random *random,
                             const struct attention_case *c)
 {
-    struct ds_kv_geometry geometry = { 2, c->n_kv_heads, c->key_dim, c->value_dim, 0, c->type };
-    uint32_t key_width = c->n_kv_heads * c->key_dim, value_width = c->n_kv_heads * c->value_dim;
+    struct ds_kv_geometry geometry = { 2, c->n_kv_heads, c->key_dim, c->value_dim,
+                                       0, c->type,       c->shared };
+    uint32_t key_width = c->n_kv_heads * c->key_dim;
+    uint32_t value_width = c->shared ? key_width : c->n_kv_heads * c->value_dim;
     uint32_t zeros[3] = { 0 }, all[3], offset = 0, row = 0;
     struct ds_batch fill, batch;
     struct ds_kv *kv = NULL;
@@ -533,13 +537,13 @@ static void check_attention(struct ds_backend *backend, struct ds_case_random *r
     geometry.n_blocks = 64 * c->n_sequences;
     assert_int_equal(backend->kv_new(backend, &geometry, &kv), 0);
     keys = ds_case_rows(random, fill.n_tokens, key_width, false);
-    values = ds_case_rows(random, fill.n_tokens, value_width, false);
+    values = c->shared ? keys : ds_case_rows(random, fill.n_tokens, value_width, false);
     queries = ds_case_rows(random, batch.n_tokens, c->n_heads * c->key_dim, false);
     k = ds_case_buffer(backend, keys, (size_t) fill.n_tokens * key_width);
     v = ds_case_buffer(backend, values, (size_t) fill.n_tokens * value_width);
     q = ds_case_buffer(backend, queries, (size_t) batch.n_tokens * c->n_heads * c->key_dim);
     out = ds_case_buffer(backend, NULL, (size_t) batch.n_tokens * c->n_heads * c->value_dim);
-    assert_int_equal(backend->kv_write(backend, kv, 1, k, v, &fill), 0);
+    assert_int_equal(backend->kv_write(backend, kv, 1, k, c->shared ? NULL : v, &fill), 0);
     assert_int_equal(
         backend->attention(backend, out, q, kv, 1, &batch, c->n_heads, 0.7f, c->window), 0);
     result = ds_case_read(backend, out, (size_t) batch.n_tokens * c->n_heads * c->value_dim);
@@ -552,7 +556,7 @@ static void check_attention(struct ds_backend *backend, struct ds_case_random *r
                 check_query(c, queries + at * c->key_dim,
                             keys + (size_t) offset * key_width + (size_t) kv_head * c->key_dim,
                             values + (size_t) offset * value_width +
-                                (size_t) kv_head * c->value_dim,
+                                (size_t) kv_head * (c->shared ? c->key_dim : c->value_dim),
                             c->first[i] + j + 1, result + at * c->value_dim);
             }
     backend->buffer_free(backend, k);
@@ -561,7 +565,8 @@ static void check_attention(struct ds_backend *backend, struct ds_case_random *r
     backend->buffer_free(backend, out);
     backend->kv_free(backend, kv);
     free(keys);
-    free(values);
+    if (!c->shared)
+        free(values);
     free(queries);
     free(result);
     free((void *) fill.tokens);
@@ -584,12 +589,12 @@ static void check_cases(const struct attention_case *cases, size_t n, uint64_t s
 static void attention_is_the_softmax_of_all_positions_up_to_ones_own(void **state)
 {
     static const struct attention_case cases[] = {
-        { DS_KV_F32, 4, 2, 16, 16, 1, { 0 }, { 1 }, 0 },
-        { DS_KV_F32, 6, 2, 16, 16, 3, { 0, 31, 64 }, { 33, 2, 40 }, 0 },
-        { DS_KV_F16, 9, 3, 64, 64, 2, { 0, 500 }, { 70, 30 }, 0 },
-        { DS_KV_F32, 3, 1, 20, 24, 2, { 1200, 3 }, { 1, 1 }, 0 }, /* segments as items */
-        { DS_KV_F16, 2, 2, 128, 80, 3, { 700, 0, 511 }, { 40, 17, 2 }, 0 },
-        { DS_KV_F32, 80, 1, 8, 16, 1, { 1020 }, { 9 }, 0 }, /* more queries than a pass */
+        { DS_KV_F32, 4, 2, 16, 16, 1, { 0 }, { 1 }, 0, false },
+        { DS_KV_F32, 6, 2, 16, 16, 3, { 0, 31, 64 }, { 33, 2, 40 }, 0, false },
+        { DS_KV_F16, 9, 3, 64, 64, 2, { 0, 500 }, { 70, 30 }, 0, false },
+        { DS_KV_F32, 3, 1, 20, 24, 2, { 1200, 3 }, { 1, 1 }, 0, false }, /* segments as items */
+        { DS_KV_F16, 2, 2, 128, 80, 3, { 700, 0, 511 }, { 40, 17, 2 }, 0, false },
+        { DS_KV_F32, 80, 1, 8, 16, 1, { 1020 }, { 9 }, 0, false }, /* more queries than a pass */
     };
 
     (void) state;
@@ -599,19 +604,31 @@ static void attention_is_the_softmax_of_all_positions_up_to_ones_own(void **stat
 static void attention_with_a_window_sees_the_last_positions_only(void **state)
 {
     static const struct attention_case cases[] = {
-        { DS_KV_F32, 4, 2, 16, 16, 1, { 0 }, { 1 }, 1 },
-        { DS_KV_F32, 4, 2, 16, 16, 2, { 0, 90 }, { 80, 3 }, 1 },
-        { DS_KV_F32, 6, 2, 16, 16, 3, { 0, 31, 64 }, { 33, 2, 40 }, 32 },
-        { DS_KV_F16, 9, 3, 64, 64, 2, { 0, 500 }, { 70, 30 }, 33 },
-        { DS_KV_F32, 3, 1, 20, 24, 2, { 1200, 3 }, { 1, 1 }, 100 }, /* segments as items */
-        { DS_KV_F32, 3, 1, 20, 24, 2, { 1200, 1030 }, { 60, 30 }, 515 },
-        { DS_KV_F16, 2, 2, 128, 80, 3, { 700, 0, 511 }, { 40, 17, 2 }, 5 },
-        { DS_KV_F32, 80, 1, 8, 16, 1, { 1020 }, { 9 }, 512 },
-        { DS_KV_F32, 4, 2, 16, 16, 1, { 0 }, { 200 }, 4000 },
+        { DS_KV_F32, 4, 2, 16, 16, 1, { 0 }, { 1 }, 1, false },
+        { DS_KV_F32, 4, 2, 16, 16, 2, { 0, 90 }, { 80, 3 }, 1, false },
+        { DS_KV_F32, 6, 2, 16, 16, 3, { 0, 31, 64 }, { 33, 2, 40 }, 32, false },
+        { DS_KV_F16, 9, 3, 64, 64, 2, { 0, 500 }, { 70, 30 }, 33, false },
+        { DS_KV_F32, 3, 1, 20, 24, 2, { 1200, 3 }, { 1, 1 }, 100, false }, /* segments as items */
+        { DS_KV_F32, 3, 1, 20, 24, 2, { 1200, 1030 }, { 60, 30 }, 515, false },
+        { DS_KV_F16, 2, 2, 128, 80, 3, { 700, 0, 511 }, { 40, 17, 2 }, 5, false },
+        { DS_KV_F32, 80, 1, 8, 16, 1, { 1020 }, { 9 }, 512, false },
+        { DS_KV_F32, 4, 2, 16, 16, 1, { 0 }, { 200 }, 4000, false },
     };
 
     (void) state;
     check_cases(cases, sizeof cases / sizeof *cases, 14);
+}
+
+static void values_may_be_the_first_of_the_keys(void **state)
+{
+    static const struct attention_case cases[] = {
+        { DS_KV_F32, 16, 1, 80, 64, 2, { 0, 530 }, { 37, 5 }, 0, true },
+        { DS_KV_F16, 128, 1, 576, 512, 2, { 0, 40 }, { 20, 1 }, 0, true },
+        { DS_KV_F16, 3, 1, 52, 36, 1, { 1100 }, { 1 }, 0, true },
+    };
+
+    (void) state;
+    check_cases(cases, sizeof cases / sizeof *cases, 15);
 }
 
 int main(void)
@@ -632,6 +649,7 @@ int main(void)
         cmocka_unit_test(rope_turns_pairs_and_leaves_the_rest),
         cmocka_unit_test(attention_is_the_softmax_of_all_positions_up_to_ones_own),
         cmocka_unit_test(attention_with_a_window_sees_the_last_positions_only),
+        cmocka_unit_test(values_may_be_the_first_of_the_keys),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

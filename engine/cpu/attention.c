@@ -41,25 +41,30 @@ struct attention {
     float *parts; /* [part][kv head][TILE_ROWS * group][2 + value_stride], or NULL */
 };
 
-/* Scratch of a thread: one widened block, and the state of a pass' queries for one segment and for
- * all of them. */
+/* Scratch of a thread: one block as floats with its values, and the state of a pass' queries for
+ * one segment and for all of them. */
 struct scratch {
     float *block;
     float *part, *total; /* [QUERIES_MAX][value_stride] */
 };
 
+static size_t block_floats(const struct ds_kv *kv)
+{
+    return (size_t) DS_KV_BLOCK * (kv->geometry.key_dim + kv->value_stride);
+}
+
 static struct scratch thread_scratch(const struct attention *attention, unsigned thread)
 {
     float *data = attention->cpu->threads[thread].data;
     size_t out = (size_t) QUERIES_MAX * attention->kv->value_stride;
-    size_t block = attention->kv->head_elements;
+    size_t block = block_floats(attention->kv);
 
     return (struct scratch){ data, data + block, data + block + out };
 }
 
 static size_t scratch_bytes(const struct ds_kv *kv)
 {
-    return (kv->head_elements + 2 * (size_t) QUERIES_MAX * kv->value_stride) * sizeof(float);
+    return (block_floats(kv) + 2 * (size_t) QUERIES_MAX * kv->value_stride) * sizeof(float);
 }
 
 /* A pass: queries first .. + n of the tile's n_rows * group, in order of row. */
@@ -119,6 +124,32 @@ static uint32_t visible_queries(const struct attention *attention, const struct 
     return end;
 }
 
+/* One KV head of a block as floats; memory holds what does not lie in the cache that way. */
+static void load_block(const struct attention *attention, const void *at, struct ds_attend *attend,
+                       float *memory)
+{
+    const struct ds_kv *kv = attention->kv;
+    const struct ds_kv_geometry *geometry = &kv->geometry;
+    size_t n_keys = (size_t) DS_KV_BLOCK * geometry->key_dim;
+    float *values = memory + n_keys;
+
+    attend->keys = at;
+    if (geometry->type == DS_KV_F16) {
+        attention->cpu->kernels->widen_f16(memory, at, kv->head_elements);
+        attend->keys = memory;
+    }
+    attend->values = attend->keys + n_keys;
+    if (!geometry->shared)
+        return;
+    attend->values = values;
+    for (uint32_t slot = 0; slot < DS_KV_BLOCK; slot++, values += kv->value_stride) {
+        for (uint32_t d = 0; d < geometry->value_dim; d++)
+            values[d] = attend->keys[(size_t) d * DS_KV_BLOCK + slot];
+        for (uint32_t d = geometry->value_dim; d < kv->value_stride; d++)
+            values[d] = 0.0f;
+    }
+}
+
 /* One segment for all queries of a pass; state must be fresh. */
 static void attend_segment(const struct attention *attention, const struct pass *pass,
                            uint32_t segment, struct ds_softmax *state, float *memory)
@@ -143,12 +174,7 @@ static void attend_segment(const struct attention *attention, const struct pass 
             continue;
         at = ds_kv_head(kv, attention->layer, ds_kv_block(batch, pass->row[0], logical),
                         pass->kv_head);
-        if (kv->geometry.type == DS_KV_F16) {
-            kernels->widen_f16(memory, at, kv->head_elements);
-            at = memory;
-        }
-        attend.keys = at;
-        attend.values = attend.keys + (size_t) DS_KV_BLOCK * attend.key_dim;
+        load_block(attention, at, &attend, memory);
         kernels->attend(&attend, pass->q + first, visible + first, state + first, end - first);
     }
 }

@@ -17,7 +17,8 @@ struct ds_buffer {
 struct ds_kv {
     struct ds_kv_geometry geometry;
     uint32_t value_stride; /* value_dim padded to 16 */
-    size_t head_elements;  /* of one head of one block: keys [key_dim][32], values [32][stride] */
+    size_t head_elements;  /* of one head of one block: keys [key_dim][32], values [32][stride];
+                              no values where they are shared with the keys */
     size_t mapping_bytes;
     void *data; /* [layer][block][kv head][head_elements] of float or f16; lazily backed */
 };

@@ -11,7 +11,9 @@ static uint32_t value_stride(const struct ds_kv_geometry *geometry)
 
 static size_t head_elements(const struct ds_kv_geometry *geometry)
 {
-    return (size_t) DS_KV_BLOCK * (geometry->key_dim + value_stride(geometry));
+    uint32_t values = geometry->shared ? 0 : value_stride(geometry);
+
+    return (size_t) DS_KV_BLOCK * (geometry->key_dim + values);
 }
 
 size_t ds_cpu_kv_bytes(const struct ds_kv_geometry *geometry)
@@ -75,7 +77,8 @@ static void put_f32(float *keys, float *values, uint32_t slot, const struct ds_k
 {
     for (uint32_t d = 0; d < kv->geometry.key_dim; d++)
         keys[(size_t) d * DS_KV_BLOCK + slot] = k[d];
-    memcpy(values + (size_t) slot * kv->value_stride, v, kv->geometry.value_dim * sizeof *v);
+    if (v)
+        memcpy(values + (size_t) slot * kv->value_stride, v, kv->geometry.value_dim * sizeof *v);
 }
 
 static void put_f16(uint16_t *keys, uint16_t *values, uint32_t slot, const struct ds_kv *kv,
@@ -83,7 +86,7 @@ static void put_f16(uint16_t *keys, uint16_t *values, uint32_t slot, const struc
 {
     for (uint32_t d = 0; d < kv->geometry.key_dim; d++)
         keys[(size_t) d * DS_KV_BLOCK + slot] = ds_f32_to_f16(k[d]);
-    for (uint32_t d = 0; d < kv->geometry.value_dim; d++)
+    for (uint32_t d = 0; v && d < kv->geometry.value_dim; d++)
         values[(size_t) slot * kv->value_stride + d] = ds_f32_to_f16(v[d]);
 }
 
@@ -101,7 +104,9 @@ static void write_row(void *arg, uint32_t row, unsigned thread)
         const float *k =
             write->k + ((size_t) row * geometry->n_kv_heads + head) * geometry->key_dim;
         const float *v =
-            write->v + ((size_t) row * geometry->n_kv_heads + head) * geometry->value_dim;
+            geometry->shared
+                ? NULL
+                : write->v + ((size_t) row * geometry->n_kv_heads + head) * geometry->value_dim;
         void *at = ds_kv_head(kv, write->layer, block, head);
 
         if (geometry->type == DS_KV_F16)
@@ -115,7 +120,7 @@ int ds_cpu_kv_write(struct ds_backend *backend, struct ds_kv *kv, uint32_t layer
                     const struct ds_buffer *k, const struct ds_buffer *v,
                     const struct ds_batch *batch)
 {
-    struct kv_write write = { kv, layer, k->data, v->data, batch };
+    struct kv_write write = { kv, layer, k->data, v ? v->data : NULL, batch };
 
     ds_pool_run(ds_cpu(backend)->pool, write_row, &write, batch->n_tokens, 16);
     return 0;

@@ -19,7 +19,7 @@ struct ds_weight {
 struct ds_kv {
     struct ds_kv_geometry geometry;
     float *keys;   /* [layer][block][DS_KV_BLOCK][head][key_dim] */
-    float *values; /* [layer][block][DS_KV_BLOCK][head][value_dim] */
+    float *values; /* [layer][block][DS_KV_BLOCK][head][value_dim]; not used where shared */
 };
 
 /* --- memory --- */
@@ -91,6 +91,11 @@ static size_t kv_floats(const struct ds_kv_geometry *g, uint32_t dim)
     return (size_t) g->n_layers * g->n_blocks * DS_KV_BLOCK * g->n_kv_heads * dim;
 }
 
+static size_t value_floats(const struct ds_kv_geometry *g)
+{
+    return g->shared ? 0 : kv_floats(g, g->value_dim);
+}
+
 static void kv_free(struct ds_backend *backend, struct ds_kv *kv)
 {
     (void) backend;
@@ -110,7 +115,7 @@ static int kv_new(struct ds_backend *backend, const struct ds_kv_geometry *geome
         return -ENOMEM;
     kv->geometry = *geometry;
     kv->keys = malloc(kv_floats(geometry, geometry->key_dim) * sizeof *kv->keys);
-    kv->values = malloc(kv_floats(geometry, geometry->value_dim) * sizeof *kv->values);
+    kv->values = malloc((value_floats(geometry) + 1) * sizeof *kv->values);
     if (!kv->keys || !kv->values) {
         kv_free(backend, kv);
         return -ENOMEM;
@@ -118,7 +123,7 @@ static int kv_new(struct ds_backend *backend, const struct ds_kv_geometry *geome
     /* Whatever is read before it is written shows. */
     for (size_t i = 0; i < kv_floats(geometry, geometry->key_dim); i++)
         kv->keys[i] = NAN;
-    for (size_t i = 0; i < kv_floats(geometry, geometry->value_dim); i++)
+    for (size_t i = 0; i < value_floats(geometry); i++)
         kv->values[i] = NAN;
     *ret_kv = kv;
     return 0;
@@ -126,8 +131,7 @@ static int kv_new(struct ds_backend *backend, const struct ds_kv_geometry *geome
 
 static size_t kv_bytes(const struct ds_kv_geometry *geometry)
 {
-    return (kv_floats(geometry, geometry->key_dim) + kv_floats(geometry, geometry->value_dim)) *
-           sizeof(float);
+    return (kv_floats(geometry, geometry->key_dim) + value_floats(geometry)) * sizeof(float);
 }
 
 /* --- operations --- */
@@ -234,8 +238,9 @@ static int kv_write(struct ds_backend *backend, struct ds_kv *kv, uint32_t layer
         size_t place = kv_place(kv, layer, batch, batch->sequences[i], batch->positions[i]);
 
         memcpy(kv->keys + place * kv->geometry.key_dim, k->data + i * k_row, k_row * sizeof(float));
-        memcpy(kv->values + place * kv->geometry.value_dim, v->data + i * v_row,
-               v_row * sizeof(float));
+        if (!kv->geometry.shared)
+            memcpy(kv->values + place * kv->geometry.value_dim, v->data + i * v_row,
+                   v_row * sizeof(float));
     }
     return 0;
 }
@@ -251,6 +256,8 @@ static void attend(const struct ds_kv *kv, uint32_t layer, const struct ds_batch
     assert(g->value_dim <= 512);
     for (uint32_t p = window && n > window ? n - window : 0; p < n; p++) { /* running softmax */
         size_t place = kv_place(kv, layer, batch, batch->sequences[row], p) + kv_head;
+        const float *value =
+            g->shared ? kv->keys + place * g->key_dim : kv->values + place * g->value_dim;
         double score = 0.0, weight;
 
         for (uint32_t i = 0; i < g->key_dim; i++)
@@ -267,7 +274,7 @@ static void attend(const struct ds_kv *kv, uint32_t layer, const struct ds_batch
         weight = exp(score - largest);
         total += weight;
         for (uint32_t i = 0; i < g->value_dim; i++)
-            sum[i] += weight * (double) kv->values[place * g->value_dim + i];
+            sum[i] += weight * (double) value[i];
     }
     for (uint32_t i = 0; i < g->value_dim; i++)
         out[i] = (float) (sum[i] / total);
