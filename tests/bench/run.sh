@@ -3,7 +3,7 @@
 # usage: tests/bench/run.sh BUILD_DIR
 set -eu
 build=$1
-for source in tests/bench/*.c; do
+for source in tests/bench/bench_*.c; do
     name=$(basename "$source" .c)
     printf '\n== %s\n' "$name"
     "$build/tests/bench/$name" || echo "$name: exit $?"

@@ -11,10 +11,19 @@ struct buffer {
     size_t size, room;
 };
 
+struct piece { /* one tensor's data: its tile again and again */
+    const void *tile;
+    void *own; /* the tile where the writer copied it */
+    size_t tile_bytes;
+    uint64_t offset, size_bytes; /* in the data section */
+};
+
 struct ds_gguf_writer {
     uint32_t version, alignment;
     uint64_t n_keys, n_tensors;
-    struct buffer keys, tensors, data;
+    struct buffer keys, tensors;
+    struct piece *pieces; /* [n_tensors], in the order of the file */
+    uint64_t data_bytes;  /* of the data section so far */
 };
 
 static void *grow(void *old, size_t size)
@@ -73,7 +82,9 @@ struct ds_gguf_writer *ds_gguf_writer_free(struct ds_gguf_writer *writer)
         return NULL;
     free(writer->keys.data);
     free(writer->tensors.data);
-    free(writer->data.data);
+    for (uint64_t i = 0; i < writer->n_tensors; i++)
+        free(writer->pieces[i].own);
+    free(writer->pieces);
     free(writer);
     return NULL;
 }
@@ -163,18 +174,38 @@ void ds_gguf_writer_strings(struct ds_gguf_writer *writer, const char *key,
         put_bytes(&writer->keys, strings[i].data, strings[i].size);
 }
 
-void ds_gguf_writer_tensor(struct ds_gguf_writer *writer, const char *name, uint32_t type,
-                           unsigned n_dims, const uint64_t *dims, const void *data,
-                           size_t size_bytes)
+void ds_gguf_writer_tiled(struct ds_gguf_writer *writer, const char *name, uint32_t type,
+                          unsigned n_dims, const uint64_t *dims, const void *tile,
+                          size_t tile_bytes, uint64_t size_bytes)
 {
-    pad(&writer->data, writer->data.size, writer->alignment);
-    writer->n_tensors++;
+    const uint64_t alignment = writer->alignment;
+    struct piece *piece;
+
+    writer->data_bytes += (alignment - writer->data_bytes % alignment) % alignment;
+    writer->pieces = grow(writer->pieces, (writer->n_tensors + 1) * sizeof *writer->pieces);
+    piece = &writer->pieces[writer->n_tensors++];
+    *piece = (struct piece){ .tile = tile,
+                             .tile_bytes = tile_bytes,
+                             .offset = writer->data_bytes,
+                             .size_bytes = size_bytes };
     put_bytes(&writer->tensors, name, strlen(name));
     put_u32(&writer->tensors, n_dims);
     put(&writer->tensors, dims, n_dims * sizeof *dims);
     put_u32(&writer->tensors, type);
-    put_u64(&writer->tensors, writer->data.size);
-    put(&writer->data, data, size_bytes);
+    put_u64(&writer->tensors, piece->offset);
+    writer->data_bytes += size_bytes;
+}
+
+void ds_gguf_writer_tensor(struct ds_gguf_writer *writer, const char *name, uint32_t type,
+                           unsigned n_dims, const uint64_t *dims, const void *data,
+                           size_t size_bytes)
+{
+    void *own = grow(NULL, size_bytes + 1);
+
+    if (size_bytes)
+        memcpy(own, data, size_bytes);
+    ds_gguf_writer_tiled(writer, name, type, n_dims, dims, own, size_bytes, size_bytes);
+    writer->pieces[writer->n_tensors - 1].own = own;
 }
 
 void ds_gguf_writer_floats(struct ds_gguf_writer *writer, const char *name, uint32_t type,
@@ -193,7 +224,8 @@ void ds_gguf_writer_floats(struct ds_gguf_writer *writer, const char *name, uint
     free(blocks);
 }
 
-uint8_t *ds_gguf_writer_finish(struct ds_gguf_writer *writer, size_t *ret_size)
+/* Everything before the data section, padding included. */
+static struct buffer header(const struct ds_gguf_writer *writer)
 {
     struct buffer file = { 0 };
 
@@ -205,15 +237,58 @@ uint8_t *ds_gguf_writer_finish(struct ds_gguf_writer *writer, size_t *ret_size)
     put(&file, writer->tensors.data, writer->tensors.size);
     if (writer->n_tensors)
         pad(&file, file.size, writer->alignment);
-    put(&file, writer->data.data, writer->data.size);
+    return file;
+}
+
+/* Hands the data section on, piece by piece; stops at the first negative return. */
+static int each_run(const struct ds_gguf_writer *writer,
+                    int (*take)(void *arg, const void *data, size_t size), void *arg)
+{
+    static const uint8_t zeros[4096];
+    uint64_t at = 0;
+    int r = 0;
+
+    for (uint64_t i = 0; i < writer->n_tensors; i++) {
+        const struct piece *piece = &writer->pieces[i];
+
+        for (; at < piece->offset && r >= 0;) {
+            size_t n = piece->offset - at < sizeof zeros ? piece->offset - at : sizeof zeros;
+
+            r = take(arg, zeros, n);
+            at += n;
+        }
+        for (uint64_t left = piece->size_bytes; left > 0 && r >= 0;) {
+            size_t n = left < piece->tile_bytes ? left : piece->tile_bytes;
+
+            r = take(arg, piece->tile, n);
+            left -= n;
+            at += n;
+        }
+    }
+    return r;
+}
+
+static int take_in_memory(void *arg, const void *data, size_t size)
+{
+    put(arg, data, size);
+    return 0;
+}
+
+uint8_t *ds_gguf_writer_finish(struct ds_gguf_writer *writer, size_t *ret_size)
+{
+    struct buffer file = header(writer);
+
+    (void) each_run(writer, take_in_memory, &file);
     *ret_size = file.size;
     return file.data;
 }
 
-static int write_all(int fd, const uint8_t *data, size_t size)
+static int take_to_file(void *arg, const void *bytes, size_t size)
 {
+    const uint8_t *data = bytes;
+
     while (size > 0) {
-        ssize_t n = write(fd, data, size);
+        ssize_t n = write(*(int *) arg, data, size);
 
         if (n < 0)
             return -errno;
@@ -227,7 +302,7 @@ int ds_memfd_of(const void *data, size_t size)
 {
     int fd = memfd_create("dsd-test", MFD_CLOEXEC);
 
-    if (fd >= 0 && write_all(fd, data, size) < 0) {
+    if (fd >= 0 && take_to_file(&fd, data, size) < 0) {
         (void) close(fd);
         return -1;
     }
@@ -244,9 +319,13 @@ int ds_gguf_writer_memfd(struct ds_gguf_writer *writer)
 
 int ds_gguf_writer_file(struct ds_gguf_writer *writer, const char *path)
 {
-    size_t size;
-    ds_cleanup(ds_free_p) uint8_t *file = ds_gguf_writer_finish(writer, &size);
+    struct buffer head = header(writer);
+    ds_cleanup(ds_free_p) uint8_t *data = head.data;
     ds_cleanup(ds_close_p) int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+    int r;
 
-    return fd < 0 ? -errno : write_all(fd, file, size);
+    if (fd < 0)
+        return -errno;
+    r = take_to_file(&fd, data, head.size);
+    return r < 0 ? r : each_run(writer, take_to_file, &fd);
 }

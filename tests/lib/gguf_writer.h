@@ -46,6 +46,12 @@ void ds_gguf_writer_tensor(struct ds_gguf_writer *writer, const char *name, uint
                            unsigned n_dims, const uint64_t *dims, const void *data,
                            size_t size_bytes);
 
+/* size_bytes of data, which are the tile_bytes at tile again and again (the last time perhaps in
+ * part). tile is borrowed until the file is written: files larger than memory can be made. */
+void ds_gguf_writer_tiled(struct ds_gguf_writer *writer, const char *name, uint32_t type,
+                          unsigned n_dims, const uint64_t *dims, const void *tile,
+                          size_t tile_bytes, uint64_t size_bytes);
+
 /* Values are quantised to type by ds_quantise(). */
 void ds_gguf_writer_floats(struct ds_gguf_writer *writer, const char *name, uint32_t type,
                            unsigned n_dims, const uint64_t *dims, const float *values);
