@@ -23,9 +23,10 @@
 #include "proto/base.h"
 
 struct ds_backend;
-struct ds_buffer; /* activations: device memory of floats */
-struct ds_weight; /* one matrix as the device likes it */
-struct ds_kv;     /* keys and values of one model: n_blocks blocks of DS_KV_BLOCK positions */
+struct ds_buffer;  /* activations: device memory of floats */
+struct ds_weight;  /* one matrix as the device likes it */
+struct ds_adapter; /* engine/model/adapter.h */
+struct ds_kv;      /* keys and values of one model: n_blocks blocks of DS_KV_BLOCK positions */
 
 enum ds_kv_type { DS_KV_F32, DS_KV_F16 };
 
@@ -39,6 +40,12 @@ struct ds_kv_geometry {
     bool shared; /* values are the first value_dim of the keys (MLA): only keys are stored */
 };
 
+/* What a sequence runs with: the model as it is, or one LoRA adapter on it. */
+struct ds_adapter_use {
+    const struct ds_adapter *adapter; /* NULL: none */
+    float scale;                      /* finite; 0 is none */
+};
+
 /* One ragged batch. Row r is token tokens[r] at position positions[r] of sequence sequences[r],
  * which owns the KV blocks block_tables[sequences[r] * blocks_max + position / DS_KV_BLOCK]. Rows
  * of one sequence are consecutive and in order of position; sequences ascend. All arrays are host
@@ -46,13 +53,14 @@ struct ds_kv_geometry {
 struct ds_batch {
     uint32_t n_tokens;
     uint32_t n_sequences;
-    uint32_t n_outputs;           /* rows whose logits are wanted */
-    uint32_t blocks_max;          /* row length of block_tables */
-    const uint32_t *tokens;       /* [n_tokens] */
-    const uint32_t *positions;    /* [n_tokens] */
-    const uint32_t *sequences;    /* [n_tokens] */
-    const uint32_t *outputs;      /* [n_outputs] row numbers, ascending */
-    const uint32_t *block_tables; /* [n_sequences][blocks_max] */
+    uint32_t n_outputs;                    /* rows whose logits are wanted */
+    uint32_t blocks_max;                   /* row length of block_tables */
+    const uint32_t *tokens;                /* [n_tokens] */
+    const uint32_t *positions;             /* [n_tokens] */
+    const uint32_t *sequences;             /* [n_tokens] */
+    const uint32_t *outputs;               /* [n_outputs] row numbers, ascending */
+    const uint32_t *block_tables;          /* [n_sequences][blocks_max] */
+    const struct ds_adapter_use *adapters; /* [n_sequences]; NULL: nobody has one */
 };
 
 struct ds_rope {
@@ -130,6 +138,9 @@ struct ds_backend {
     /* out[i] = in[rows[i]], i < n. */
     int (*gather)(struct ds_backend *backend, struct ds_buffer *out, const struct ds_buffer *in,
                   const uint32_t *rows, uint32_t n, uint32_t width);
+    /* out[rows[i]] += scales[i] * in[i], i < n; product and sum each rounded; rows ascend. */
+    int (*add_rows)(struct ds_backend *backend, struct ds_buffer *out, const struct ds_buffer *in,
+                    const uint32_t *rows, const float *scales, uint32_t n, uint32_t width);
 
     /* "AVX-512 VNNI, 2 threads": for dsctl status. */
     const char *(*describe)(const struct ds_backend *backend);

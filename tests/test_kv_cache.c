@@ -33,12 +33,17 @@ static void fill(uint32_t *tokens, size_t n, uint32_t start)
         tokens[i] = start + (uint32_t) i;
 }
 
+static struct ds_kv_owner user(uint32_t uid)
+{
+    return (struct ds_kv_owner){ .uid = uid };
+}
+
 /* Publishes n_blocks full blocks of tokens. */
 static void publish_all(struct ds_kv_cache *cache, uint32_t uid, const uint32_t *blocks,
                         uint32_t n_blocks, const uint32_t *tokens)
 {
     for (uint32_t i = 0; i < n_blocks; i++)
-        ds_kv_cache_publish(cache, uid, i ? blocks[i - 1] : DS_KV_NO_BLOCK, blocks[i],
+        ds_kv_cache_publish(cache, user(uid), i ? blocks[i - 1] : DS_KV_NO_BLOCK, blocks[i],
                             tokens + (size_t) i * B);
 }
 
@@ -69,27 +74,28 @@ static void a_prefix_is_found_in_full_blocks_and_never_whole(void **state)
 
     (void) state;
     fill(tokens, 4 * B, 100);
-    assert_int_equal(ds_kv_cache_match(cache, 1, tokens, 4 * B, found), 0);
+    assert_int_equal(ds_kv_cache_match(cache, user(1), tokens, 4 * B, found), 0);
     assert_int_equal(ds_kv_cache_take(cache, 3, blocks), DS_KV_CACHE_OK);
     publish_all(cache, 1, blocks, 3, tokens);
     assert_int_equal(ds_kv_cache_n_free(cache), 5);
 
-    assert_int_equal(ds_kv_cache_match(cache, 1, tokens, 4 * B, found), 3);
+    assert_int_equal(ds_kv_cache_match(cache, user(1), tokens, 4 * B, found), 3);
     assert_memory_equal(found, blocks, 3 * sizeof *found);
     assert_int_equal(ds_kv_cache_n_refs(cache, blocks[2]), 2);
     ds_kv_cache_release(cache, found, 3);
     /* all of it is known, but one token must be computed */
-    assert_int_equal(ds_kv_cache_match(cache, 1, tokens, 3 * B, found), 2);
+    assert_int_equal(ds_kv_cache_match(cache, user(1), tokens, 3 * B, found), 2);
     ds_kv_cache_release(cache, found, 2);
-    assert_int_equal(ds_kv_cache_match(cache, 1, tokens, 3 * B + 1, found), 3);
+    assert_int_equal(ds_kv_cache_match(cache, user(1), tokens, 3 * B + 1, found), 3);
     ds_kv_cache_release(cache, found, 3);
-    assert_int_equal(ds_kv_cache_match(cache, 1, tokens, B, found), 0);
-    assert_int_equal(ds_kv_cache_match(cache, 1, tokens, 0, found), 0);
+    assert_int_equal(ds_kv_cache_match(cache, user(1), tokens, B, found), 0);
+    assert_int_equal(ds_kv_cache_match(cache, user(1), tokens, 0, found), 0);
 
     ds_kv_cache_release(cache, blocks, 3);
     assert_int_equal(ds_kv_cache_n_free(cache), 8);
     ds_kv_cache_check(cache);
-    assert_int_equal(ds_kv_cache_match(cache, 1, tokens, 4 * B, found), 3); /* outlives its owner */
+    assert_int_equal(ds_kv_cache_match(cache, user(1), tokens, 4 * B, found),
+                     3); /* outlives its owner */
     assert_int_equal(ds_kv_cache_n_free(cache), 5);
     (void) ds_kv_cache_free(cache);
 }
@@ -103,15 +109,33 @@ static void another_user_or_another_past_shares_nothing(void **state)
     fill(tokens, 3 * B, 0);
     assert_int_equal(ds_kv_cache_take(cache, 2, blocks), DS_KV_CACHE_OK);
     publish_all(cache, 1, blocks, 2, tokens);
-    assert_int_equal(ds_kv_cache_match(cache, 2, tokens, 3 * B, found), 0);
+    assert_int_equal(ds_kv_cache_match(cache, user(2), tokens, 3 * B, found), 0);
+    /* the same user with an adapter */
+    struct ds_kv_owner adapted = { .uid = 1, .adapter = 1, .scale = 1.0f };
+    uint32_t others[2];
+
+    assert_int_equal(ds_kv_cache_match(cache, adapted, tokens, 3 * B, found), 0);
+    assert_int_equal(ds_kv_cache_take(cache, 2, others), DS_KV_CACHE_OK);
+    for (uint32_t i = 0; i < 2; i++)
+        ds_kv_cache_publish(cache, adapted, i ? others[0] : DS_KV_NO_BLOCK, others[i],
+                            tokens + i * B);
+    assert_int_equal(ds_kv_cache_match(cache, adapted, tokens, 3 * B, found), 2);
+    assert_memory_equal(found, others, sizeof others);
+    ds_kv_cache_release(cache, found, 2);
+    adapted.scale = 0.5f; /* and at another scale */
+    assert_int_equal(ds_kv_cache_match(cache, adapted, tokens, 3 * B, found), 0);
+    adapted.scale = 1.0f;
+    adapted.adapter = 2;
+    assert_int_equal(ds_kv_cache_match(cache, adapted, tokens, 3 * B, found), 0);
+    ds_kv_cache_release(cache, others, 2);
     /* the second block's tokens at the start of another sequence */
-    assert_int_equal(ds_kv_cache_match(cache, 1, tokens + B, 2 * B, found), 0);
+    assert_int_equal(ds_kv_cache_match(cache, user(1), tokens + B, 2 * B, found), 0);
     /* a first block that differs in one token hides the equal second one */
     tokens[3]++;
-    assert_int_equal(ds_kv_cache_match(cache, 1, tokens, 3 * B, found), 0);
+    assert_int_equal(ds_kv_cache_match(cache, user(1), tokens, 3 * B, found), 0);
     tokens[3]--;
     tokens[B + 3]++;
-    assert_int_equal(ds_kv_cache_match(cache, 1, tokens, 3 * B, found), 1);
+    assert_int_equal(ds_kv_cache_match(cache, user(1), tokens, 3 * B, found), 1);
     (void) ds_kv_cache_free(cache);
 }
 
@@ -133,7 +157,7 @@ static void free_blocks_are_taken_unpublished_first_then_oldest_tail_first(void 
     assert_int_equal(ds_kv_cache_take(cache, 3, rest), DS_KV_CACHE_OK);
     assert_int_equal(rest[2], a[1]); /* two blocks never used, then the tail of the older one */
     ds_kv_cache_check(cache);
-    assert_int_equal(ds_kv_cache_match(cache, 1, old, 3 * B, found), 1);
+    assert_int_equal(ds_kv_cache_match(cache, user(1), old, 3 * B, found), 1);
     ds_kv_cache_release(cache, found, 1); /* used just now: recent's tail is next */
     assert_int_equal(ds_kv_cache_take(cache, 1, rest + 3), DS_KV_CACHE_OK);
     assert_int_equal(rest[3], b[1]);
@@ -155,7 +179,7 @@ static void two_owners_of_equal_content_keep_their_own_blocks(void **state)
     ds_kv_cache_check(cache);
     ds_kv_cache_release(cache, b, 2);
     ds_kv_cache_check(cache);
-    assert_int_equal(ds_kv_cache_match(cache, 1, tokens, 3 * B, found), 2);
+    assert_int_equal(ds_kv_cache_match(cache, user(1), tokens, 3 * B, found), 2);
     assert_memory_equal(found, a, sizeof found);
     (void) ds_kv_cache_free(cache);
 }
@@ -206,7 +230,7 @@ static void start(struct ds_kv_cache *cache, struct model_sequence *s, struct co
     s->n_tokens = 1 + rnd(random, LENGTH);
     for (uint32_t i = 0; i < s->n_tokens; i++) /* few choices, made per block: prefixes coincide */
         s->tokens[i] = i % B ? s->tokens[i - 1] : rnd(random, 2);
-    found = ds_kv_cache_match(cache, s->uid, s->tokens, s->n_tokens, s->blocks);
+    found = ds_kv_cache_match(cache, user(s->uid), s->tokens, s->n_tokens, s->blocks);
     assert_true(found * B < s->n_tokens);
     for (uint32_t i = 0; i < found; i++) { /* what was found is what was asked for */
         const struct content *c = &contents[s->blocks[i]];
@@ -233,7 +257,7 @@ static void publish_next(struct ds_kv_cache *cache, struct model_sequence *s,
     uint32_t i = s->n_published;
     struct content *c = &contents[s->blocks[i]];
 
-    ds_kv_cache_publish(cache, s->uid, i ? s->blocks[i - 1] : DS_KV_NO_BLOCK, s->blocks[i],
+    ds_kv_cache_publish(cache, user(s->uid), i ? s->blocks[i - 1] : DS_KV_NO_BLOCK, s->blocks[i],
                         s->tokens + (size_t) i * B);
     c->valid = true;
     c->uid = s->uid;

@@ -122,6 +122,7 @@ static const struct ds_backend table = {
     .attention = ds_cpu_attention,
     .silu_mul = ds_cpu_silu_mul,
     .gather = ds_cpu_gather,
+    .add_rows = ds_cpu_add_rows,
     .describe = describe,
     .close = close_backend,
 };

@@ -106,3 +106,30 @@ int ds_cpu_gather(struct ds_backend *backend, struct ds_buffer *out, const struc
                 width * sizeof *in->data);
     return 0;
 }
+
+static void add_row(void *arg, uint32_t row, unsigned thread)
+{
+    const struct rows *rows = arg;
+    const float *in = rows->in + (size_t) row * rows->width;
+    float *out = rows->out + (size_t) rows->numbers[row] * rows->width;
+    float scale = rows->other[row];
+
+    (void) thread;
+    for (uint32_t i = 0; i < rows->width; i++)
+        out[i] += scale * in[i];
+}
+
+int ds_cpu_add_rows(struct ds_backend *backend, struct ds_buffer *out, const struct ds_buffer *in,
+                    const uint32_t *rows, const float *scales, uint32_t n, uint32_t width)
+{
+    struct rows work = { .cpu = ds_cpu(backend),
+                         .out = out->data,
+                         .in = in->data,
+                         .other = scales,
+                         .numbers = rows,
+                         .n = n,
+                         .width = width };
+
+    run_rows(&work, add_row);
+    return 0;
+}

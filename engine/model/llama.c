@@ -20,6 +20,7 @@ struct layer {
 
 struct ds_llama {
     struct ds_backend *backend;
+    struct ds_adapters *adapters; /* borrowed */
     struct ds_hyper hyper;
     uint32_t batch_max, outputs_max;
     struct ds_rope rope;
@@ -204,6 +205,7 @@ int ds_llama_load(struct ds_llama **ret_llama, struct ds_weight_loader *loader, 
         return ds_error_set(loader->error, -ENOMEM, "%s: no memory",
                             ds_checkpoint_name(loader->checkpoint));
     llama->backend = loader->backend;
+    llama->adapters = loader->adapters;
     llama->hyper = *ds_checkpoint_hyper(loader->checkpoint);
     llama->batch_max = batch_max;
     llama->outputs_max = outputs_max;
@@ -265,6 +267,7 @@ int ds_llama_forward(struct ds_llama *llama, struct ds_kv *kv, const struct ds_b
                      float *logits)
 {
     struct ds_backend *b = llama->backend;
+    struct ds_adapters *a = llama->adapters;
     const struct ds_hyper *hyper = &llama->hyper;
     const uint32_t width = hyper->width, n_heads = hyper->n_heads, n_kv_heads = hyper->n_kv_heads;
     const uint32_t key_dim = hyper->key_dim, mix_width = hyper->n_heads * hyper->value_dim;
@@ -274,7 +277,7 @@ int ds_llama_forward(struct ds_llama *llama, struct ds_kv *kv, const struct ds_b
     uint32_t n = batch->n_tokens;
     int r;
 
-    r = b->embed(b, x, llama->embedding, batch->tokens, n);
+    r = ds_adapted_embed(a, x, llama->embedding, batch->tokens, n);
     if (r < 0)
         return r;
 
@@ -292,7 +295,7 @@ int ds_llama_forward(struct ds_llama *llama, struct ds_kv *kv, const struct ds_b
 
         /* attention */
         if ((r = b->rms_norm(b, h, x, w->attention_norm, n, width, epsilon)) < 0 ||
-            (r = b->matmul(b, qkv, 3, h, n)) < 0)
+            (r = ds_adapted_matmul(a, qkv, 3, h, n)) < 0)
             return r;
         if (w->q_norm) { /* each head by itself, before it is rotated */
             if ((r = b->rms_norm(b, llama->q, llama->q, w->q_norm, n * n_heads, key_dim, epsilon)) <
@@ -318,6 +321,7 @@ int ds_llama_forward(struct ds_llama *llama, struct ds_kv *kv, const struct ds_b
                                mix_width)) < 0 ||
                 (r = b->gather(b, llama->x_out, x, batch->outputs, batch->n_outputs, width)) < 0)
                 return r;
+            ds_adapters_gather(a, batch->outputs, batch->n_outputs);
             mix = llama->mix_out;
             x = llama->x_out;
             n = batch->n_outputs;
@@ -325,21 +329,21 @@ int ds_llama_forward(struct ds_llama *llama, struct ds_kv *kv, const struct ds_b
         const struct ds_product out = {
             .out = x, .weight = w->wo, .bias = w->bo, .accumulate = true
         };
-        if ((r = b->matmul(b, &out, 1, mix, n)) < 0)
+        if ((r = ds_adapted_matmul(a, &out, 1, mix, n)) < 0)
             return r;
 
         /* feed-forward */
         const struct ds_product down = { .out = x, .weight = w->down, .accumulate = true };
         if ((r = b->rms_norm(b, h, x, w->ffn_norm, n, width, epsilon)) < 0 ||
-            (r = b->matmul(b, gate_up, 2, h, n)) < 0 ||
+            (r = ds_adapted_matmul(a, gate_up, 2, h, n)) < 0 ||
             (r = b->silu_mul(b, llama->g, llama->g, llama->u, n, hyper->ffn_width)) < 0 ||
-            (r = b->matmul(b, &down, 1, llama->g, n)) < 0)
+            (r = ds_adapted_matmul(a, &down, 1, llama->g, n)) < 0)
             return r;
     }
 
     const struct ds_product head = { .out = llama->logits, .weight = llama->head };
     if ((r = b->rms_norm(b, h, x, llama->norm, n, width, epsilon)) < 0 ||
-        (r = b->matmul(b, &head, 1, h, n)) < 0)
+        (r = ds_adapted_matmul(a, &head, 1, h, n)) < 0)
         return r;
     assert(n == batch->n_outputs);
     return b->read(b, logits, llama->logits, 0, (size_t) n * hyper->n_vocab);

@@ -16,7 +16,8 @@
 
 struct ds_llama;
 
-/* progress as in ds_model_load(). batch_max rows, outputs_max of them with logits. */
+/* progress as in ds_model_load(). batch_max rows, outputs_max of them with logits. Borrows the
+ * loader's backend and adapters. */
 int ds_llama_load(struct ds_llama **ret_llama, struct ds_weight_loader *loader, uint32_t batch_max,
                   uint32_t outputs_max, int (*progress)(void *arg, double fraction), void *arg);
 struct ds_llama *ds_llama_free(struct ds_llama *llama);

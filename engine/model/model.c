@@ -11,6 +11,7 @@ struct ds_model {
     uint32_t batch_max, outputs_max;
     uint64_t weight_bytes;
     enum ds_kv_type kv_type;
+    struct ds_adapters *adapters;
     struct ds_llama *llama; /* the one family today */
 };
 
@@ -34,6 +35,12 @@ int ds_model_load(struct ds_model **ret_model, struct ds_backend *backend,
     model->hyper = *ds_checkpoint_hyper(checkpoint);
     model->batch_max = batch_max;
     model->outputs_max = outputs_max;
+    r = ds_adapters_new(&model->adapters, backend, batch_max, outputs_max);
+    if (r < 0) {
+        (void) ds_model_free(model);
+        return ds_error_set(error, r, "%s: no memory", ds_checkpoint_name(checkpoint));
+    }
+    loader.adapters = model->adapters;
     r = ds_llama_load(&model->llama, &loader, batch_max, outputs_max, progress, arg);
     if (r < 0) {
         (void) ds_model_free(model);
@@ -50,6 +57,7 @@ struct ds_model *ds_model_free(struct ds_model *model)
     if (!model)
         return NULL;
     (void) ds_llama_free(model->llama);
+    (void) ds_adapters_free(model->adapters);
     free(model);
     return NULL;
 }
@@ -73,10 +81,16 @@ uint32_t ds_model_n_vocab(const struct ds_model *model)
     return model->hyper.n_vocab;
 }
 
+struct ds_adapters *ds_model_adapters(struct ds_model *model)
+{
+    return model->adapters;
+}
+
 int ds_model_forward(struct ds_model *model, struct ds_kv *kv, const struct ds_batch *batch,
                      float *logits)
 {
     assert(batch->n_tokens > 0 && batch->n_tokens <= model->batch_max);
     assert(batch->n_outputs <= model->outputs_max);
+    ds_adapters_begin(model->adapters, batch);
     return ds_llama_forward(model->llama, kv, batch, logits);
 }

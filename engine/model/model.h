@@ -10,7 +10,7 @@
 
 #include <stdint.h>
 
-#include "engine/backend.h"
+#include "engine/model/adapter.h"
 
 struct ds_model;
 
@@ -30,6 +30,9 @@ void ds_model_kv_geometry(const struct ds_model *model, struct ds_kv_geometry *r
 
 uint64_t ds_model_weight_bytes(const struct ds_model *model);
 uint32_t ds_model_n_vocab(const struct ds_model *model); /* width of a row of logits */
+
+/* Those that can be used on the model; owned by it. They must be gone before it is freed. */
+struct ds_adapters *ds_model_adapters(struct ds_model *model);
 
 /* Runs batch (n_tokens <= batch_max, every token < n_vocab), writes its keys and values into kv and
  * logits[n_outputs][n_vocab] (host memory). */

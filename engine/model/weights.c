@@ -25,6 +25,19 @@ static int no_memory(const struct ds_weight_loader *loader, const struct ds_tens
                         (unsigned long long) tensor->size_bytes);
 }
 
+static int add_site(const struct ds_weight_loader *loader, const struct ds_tensor *tensor,
+                    bool gather, const struct ds_weight *weight)
+{
+    bool tied = !gather && strcmp(tensor->name, "token_embd.weight") == 0;
+
+    if (!loader->adapters)
+        return 0;
+    return ds_adapters_add_site(loader->adapters, tied ? "output.weight" : tensor->name, weight,
+                                tensor->dims[0], tensor->dims[1], gather) < 0
+               ? no_memory(loader, tensor)
+               : 0;
+}
+
 int ds_load_matrix(struct ds_weight_loader *loader, int layer, const char *name, uint64_t k,
                    uint64_t n, bool gather, struct ds_weight **ret_weight)
 {
@@ -47,7 +60,7 @@ int ds_load_matrix(struct ds_weight_loader *loader, int layer, const char *name,
                             (unsigned long long) n, loader->backend->name);
     loader->size_bytes += loader->backend->weight_bytes(*ret_weight);
     loader->rounded = loader->rounded || tensor->type != DS_TYPE_F32;
-    return 0;
+    return add_site(loader, tensor, gather, *ret_weight);
 }
 
 int ds_load_host_vector(struct ds_weight_loader *loader, int layer, const char *name, uint64_t n,

@@ -7,17 +7,19 @@
  */
 #pragma once
 
-#include "engine/backend.h"
+#include "engine/model/adapter.h"
 
 struct ds_weight_loader {
     struct ds_backend *backend;
     const struct ds_checkpoint *checkpoint;
     struct ds_error *error;
-    uint64_t size_bytes; /* resident memory of all made so far */
-    bool rounded;        /* one matrix at least is not F32 */
+    uint64_t size_bytes;          /* resident memory of all made so far */
+    bool rounded;                 /* one matrix at least is not F32 */
+    struct ds_adapters *adapters; /* hears of every matrix made; NULL: nobody does */
 };
 
-/* The matrix {k, n} blk.LAYER.NAME (layer -1: NAME). gather: for embed(). */
+/* The matrix {k, n} blk.LAYER.NAME (layer -1: NAME). gather: for embed(). Becomes a site of the
+ * loader's adapters; a token embedding used as output matrix is "output.weight" to them. */
 int ds_load_matrix(struct ds_weight_loader *loader, int layer, const char *name, uint64_t k,
                    uint64_t n, bool gather, struct ds_weight **ret_weight);
 

@@ -10,7 +10,7 @@
 
 struct block {
     uint64_t key[2]; /* of this block's tokens and all before; set by publish */
-    uint32_t uid;
+    struct ds_kv_owner owner;
     uint32_t refs;
     uint32_t prev, next; /* in the free list while refs == 0 */
     uint32_t chain;      /* next block in the same bucket while indexed */
@@ -102,28 +102,33 @@ static uint32_t *bucket_of(const struct ds_kv_cache *cache, const uint64_t key[2
     return &cache->buckets[key[0] & cache->bucket_mask];
 }
 
-static void make_key(const struct ds_kv_cache *cache, const uint64_t parent[2], uint32_t uid,
-                     const uint32_t *tokens, uint64_t ret_key[2])
+static bool same_owner(struct ds_kv_owner a, struct ds_kv_owner b)
+{
+    return memcmp(&a, &b, sizeof a) == 0;
+}
+
+static void make_key(const struct ds_kv_cache *cache, const uint64_t parent[2],
+                     struct ds_kv_owner owner, const uint32_t *tokens, uint64_t ret_key[2])
 {
     struct {
         uint64_t parent[2];
-        uint64_t uid;
-        uint32_t tokens[DS_KV_BLOCK];
-    } input = { .parent = { parent[0], parent[1] }, .uid = uid };
+        struct ds_kv_owner owner;
+        uint32_t tokens[DS_KV_BLOCK + 1]; /* one more: no padding, which would be hashed */
+    } input = { .parent = { parent[0], parent[1] }, .owner = owner };
 
-    memcpy(input.tokens, tokens, sizeof input.tokens);
+    memcpy(input.tokens, tokens, DS_KV_BLOCK * sizeof *tokens);
     ds_siphash128(cache->secret, &input, sizeof input, ret_key);
 }
 
-static uint32_t find(const struct ds_kv_cache *cache, const uint64_t key[2], uint32_t uid,
-                     const uint32_t *tokens)
+static uint32_t find(const struct ds_kv_cache *cache, const uint64_t key[2],
+                     struct ds_kv_owner owner, const uint32_t *tokens)
 {
     uint32_t id;
 
     for (id = *bucket_of(cache, key); id != NONE; id = cache->blocks[id].chain) {
         const struct block *block = &cache->blocks[id];
 
-        if (block->key[0] == key[0] && block->key[1] == key[1] && block->uid == uid &&
+        if (block->key[0] == key[0] && block->key[1] == key[1] && same_owner(block->owner, owner) &&
             memcmp(cache->tokens[id], tokens, sizeof cache->tokens[id]) == 0)
             break;
     }
@@ -142,8 +147,8 @@ static void unindex(struct ds_kv_cache *cache, uint32_t id)
 
 /* --- the interface --- */
 
-uint32_t ds_kv_cache_match(struct ds_kv_cache *cache, uint32_t uid, const uint32_t *tokens,
-                           size_t n, uint32_t *ret_blocks)
+uint32_t ds_kv_cache_match(struct ds_kv_cache *cache, struct ds_kv_owner owner,
+                           const uint32_t *tokens, size_t n, uint32_t *ret_blocks)
 {
     size_t n_full = n > 0 ? (n - 1) / DS_KV_BLOCK : 0;
     uint64_t parent[2] = { 0, 0 };
@@ -153,8 +158,8 @@ uint32_t ds_kv_cache_match(struct ds_kv_cache *cache, uint32_t uid, const uint32
         uint64_t key[2];
         uint32_t id;
 
-        make_key(cache, parent, uid, tokens, key);
-        id = find(cache, key, uid, tokens);
+        make_key(cache, parent, owner, tokens, key);
+        id = find(cache, key, owner, tokens);
         if (id == NONE)
             break;
         if (cache->blocks[id].refs++ == 0)
@@ -183,19 +188,19 @@ int ds_kv_cache_take(struct ds_kv_cache *cache, uint32_t n, uint32_t *ret_blocks
     return DS_KV_CACHE_OK;
 }
 
-void ds_kv_cache_publish(struct ds_kv_cache *cache, uint32_t uid, uint32_t parent, uint32_t id,
-                         const uint32_t tokens[DS_KV_BLOCK])
+void ds_kv_cache_publish(struct ds_kv_cache *cache, struct ds_kv_owner owner, uint32_t parent,
+                         uint32_t id, const uint32_t tokens[DS_KV_BLOCK])
 {
     static const uint64_t root[2] = { 0, 0 };
     struct block *block = &cache->blocks[id];
 
     assert(id < cache->n_blocks && block->refs > 0 && !block->published);
     assert(parent == NONE || (cache->blocks[parent].published && cache->blocks[parent].refs > 0));
-    make_key(cache, parent == NONE ? root : cache->blocks[parent].key, uid, tokens, block->key);
-    block->uid = uid;
+    make_key(cache, parent == NONE ? root : cache->blocks[parent].key, owner, tokens, block->key);
+    block->owner = owner;
     block->published = true;
     memcpy(cache->tokens[id], tokens, sizeof cache->tokens[id]);
-    if (find(cache, block->key, uid, tokens) == NONE) {
+    if (find(cache, block->key, owner, tokens) == NONE) {
         uint32_t *bucket = bucket_of(cache, block->key);
 
         block->chain = *bucket;

@@ -62,7 +62,7 @@ static bool admit(struct ds_scheduler *s, struct ds_sequence *sequence, uint64_t
         return false;
     if (sequence->job.score) /* rows not yet counted must be computed */
         sharable = sequence->n_scored + 1;
-    found = ds_kv_cache_match(s->cache, sequence->user->uid, sequence->job.tokens, sharable,
+    found = ds_kv_cache_match(s->cache, ds_sequence_owner(sequence), sequence->job.tokens, sharable,
                               sequence->blocks);
     missing = ds_blocks_of(sequence->n_tokens) - found;
     if (missing + reserve > ds_kv_cache_n_free(s->cache)) {

@@ -40,9 +40,10 @@ static int make_batch(struct ds_scheduler *s, struct ds_error *error)
     s->sequences = calloc(o->batch_tokens_max, sizeof *s->sequences);
     s->outputs = calloc(o->outputs_max, sizeof *s->outputs);
     s->block_tables = calloc((size_t) o->sequences_max * blocks_max, sizeof *s->block_tables);
+    s->adapters = calloc(o->sequences_max, sizeof *s->adapters);
     s->logits = malloc((size_t) o->outputs_max * s->n_vocab * sizeof *s->logits);
     if (!s->running || !s->in_batch || !s->tokens || !s->positions || !s->sequences ||
-        !s->outputs || !s->block_tables || !s->logits)
+        !s->outputs || !s->block_tables || !s->adapters || !s->logits)
         return ds_error_set(error, -ENOMEM,
                             "no memory for batches of %u rows: unload another model",
                             o->batch_tokens_max);
@@ -124,6 +125,7 @@ struct ds_scheduler *ds_scheduler_free(struct ds_scheduler *s)
     free(s->sequences);
     free(s->outputs);
     free(s->block_tables);
+    free(s->adapters);
     free(s->logits);
     free(s->text);
     free(s);
@@ -220,6 +222,7 @@ static void build_batch(struct ds_scheduler *s)
     struct ds_batch *batch = &s->batch;
 
     batch->n_tokens = batch->n_sequences = batch->n_outputs = 0;
+    batch->adapters = NULL;
     for (uint32_t i = 0; i < s->n_running; i++) {
         struct ds_sequence *sequence = s->running[i];
         uint32_t slot = batch->n_sequences;
@@ -237,6 +240,10 @@ static void build_batch(struct ds_scheduler *s)
         }
         memcpy(s->block_tables + (size_t) slot * batch->blocks_max, sequence->blocks,
                sequence->n_blocks * sizeof *sequence->blocks);
+        s->adapters[slot] =
+            (struct ds_adapter_use){ sequence->job.adapter, sequence->job.adapter_scale };
+        if (sequence->job.adapter)
+            batch->adapters = s->adapters;
         s->in_batch[slot] = sequence;
         batch->n_sequences++;
     }
@@ -272,7 +279,7 @@ static void publish(struct ds_scheduler *s, struct ds_sequence *sequence)
          sequence->n_published++) {
         uint32_t i = sequence->n_published;
 
-        ds_kv_cache_publish(s->cache, sequence->user->uid,
+        ds_kv_cache_publish(s->cache, ds_sequence_owner(sequence),
                             i ? sequence->blocks[i - 1] : DS_KV_NO_BLOCK, sequence->blocks[i],
                             sequence->job.tokens + (size_t) i * DS_KV_BLOCK);
     }

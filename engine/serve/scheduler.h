@@ -35,8 +35,10 @@ enum ds_finish {
 struct ds_job {
     uint64_t id;
     uint32_t uid;
-    bool score;       /* teacher-forced: no tokens are made */
-    uint32_t *tokens; /* prompt, then delivered; malloc'ed, the scheduler frees it */
+    struct ds_adapter *adapter; /* a reference, owned; NULL: the model as it is */
+    float adapter_scale;        /* finite; with 0 the adapter is given back at once */
+    bool score;                 /* teacher-forced: no tokens are made */
+    uint32_t *tokens;           /* prompt, then delivered; malloc'ed, the scheduler frees it */
     uint32_t n_prompt;
     uint32_t n_delivered; /* resume: answer tokens the caller has already */
     uint32_t max_tokens; /* of the answer, delivered ones included; 0 = until the context is full */

@@ -42,12 +42,13 @@ struct ds_scheduler {
     uint32_t n_outputs;            /* planned rows with logits */
     struct ds_sequence **in_batch; /* [sequences_max] */
     struct ds_batch batch;
-    uint32_t *tokens;       /* [batch_tokens_max] */
-    uint32_t *positions;    /* [batch_tokens_max] */
-    uint32_t *sequences;    /* [batch_tokens_max] */
-    uint32_t *outputs;      /* [outputs_max] */
-    uint32_t *block_tables; /* [sequences_max][blocks of the context] */
-    float *logits;          /* [outputs_max][n_vocab] */
+    uint32_t *tokens;                /* [batch_tokens_max] */
+    uint32_t *positions;             /* [batch_tokens_max] */
+    uint32_t *sequences;             /* [batch_tokens_max] */
+    uint32_t *outputs;               /* [outputs_max] */
+    uint32_t *block_tables;          /* [sequences_max][blocks of the context] */
+    struct ds_adapter_use *adapters; /* [sequences_max] */
+    float *logits;                   /* [outputs_max][n_vocab] */
 
     char *text; /* scratch: an output's text while the detokeniser is asked for the rest */
     size_t text_capacity;

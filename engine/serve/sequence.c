@@ -2,12 +2,14 @@
 #include "engine/serve/sequence.h"
 
 #include <assert.h>
+#include <math.h>
 
 void ds_job_deinit(struct ds_job *job)
 {
     free(job->tokens);
     free(job->bias);
     free(job->stops);
+    (void) ds_adapter_free(job->adapter);
     *job = (struct ds_job){ .id = job->id };
 }
 
@@ -57,6 +59,8 @@ static int check_job(const struct ds_job *job, uint32_t n_vocab, uint32_t contex
     if (job->n_top > DS_LOGPROBS_MAX)
         return ds_error_set(error, -EINVAL, "%u alternatives per token: at most %u are allowed",
                             job->n_top, DS_LOGPROBS_MAX);
+    if (job->adapter && !isfinite(job->adapter_scale))
+        return ds_error_set(error, -EINVAL, "the adapter's scale is not a finite number");
     r = check_length(job, context, error);
     if (r < 0)
         return r;
@@ -125,6 +129,8 @@ int ds_sequence_new(struct ds_sequence **ret_sequence, struct ds_job *job,
     sequence->job.sampling.bias = sequence->job.bias;
     if (sequence->job.n_top > n_vocab)
         sequence->job.n_top = n_vocab;
+    if (sequence->job.adapter_scale == 0.0f) /* the model as it is, prefix cache included */
+        sequence->job.adapter = ds_adapter_free(sequence->job.adapter);
     sequence->stop = -1;
     r = make_room(sequence, context);
     if (r == 0)

@@ -73,6 +73,16 @@ static inline bool ds_sequence_decodes(const struct ds_sequence *sequence)
     return !sequence->job.score && ds_sequence_n_missing(sequence) == 1;
 }
 
+/* Whose blocks of the prefix cache it may use. */
+static inline struct ds_kv_owner ds_sequence_owner(const struct ds_sequence *sequence)
+{
+    const struct ds_job *job = &sequence->job;
+
+    return (struct ds_kv_owner){ .uid = job->uid,
+                                 .adapter = job->adapter ? ds_adapter_serial(job->adapter) : 0,
+                                 .scale = job->adapter ? job->adapter_scale : 0.0f };
+}
+
 static inline uint32_t ds_blocks_of(uint32_t n_positions)
 {
     return (n_positions + DS_KV_BLOCK - 1) / DS_KV_BLOCK;

@@ -58,7 +58,8 @@ void ds_runner_feed(struct ds_runner *runner, const uint32_t *tokens, uint32_t n
                               .positions = positions,
                               .sequences = sequences,
                               .outputs = rows,
-                              .block_tables = runner->blocks };
+                              .block_tables = runner->blocks,
+                              .adapters = runner->use.adapter ? &runner->use : NULL };
 
     assert_true(positions && rows && sequences);
     assert_true(n <= runner->batch_max && runner->n_past + n <= runner->context);

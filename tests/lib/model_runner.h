@@ -14,11 +14,12 @@ struct ds_runner {
     struct ds_model *model;
     struct ds_kv *kv;
     uint32_t n_vocab;
-    uint32_t context;   /* positions the cache has */
-    uint32_t batch_max; /* rows per forward() */
-    uint32_t n_past;    /* positions computed */
-    uint32_t *blocks;   /* [context / DS_KV_BLOCK] deliberately out of order */
-    float *logits;      /* [batch_max][n_vocab] of the last forward() */
+    uint32_t context;          /* positions the cache has */
+    uint32_t batch_max;        /* rows per forward() */
+    uint32_t n_past;           /* positions computed */
+    uint32_t *blocks;          /* [context / DS_KV_BLOCK] deliberately out of order */
+    float *logits;             /* [batch_max][n_vocab] of the last forward() */
+    struct ds_adapter_use use; /* what the sequence runs with; borrowed, none at first */
 };
 
 /* Opens the model behind fd (which stays the caller's), with room for context positions. */

@@ -319,6 +319,15 @@ static int gather(struct ds_backend *backend, struct ds_buffer *out, const struc
     return 0;
 }
 
+static int add_rows(struct ds_backend *backend, struct ds_buffer *out, const struct ds_buffer *in,
+                    const uint32_t *rows, const float *scales, uint32_t n, uint32_t width)
+{
+    (void) backend;
+    for (size_t i = 0; i < (size_t) n * width; i++)
+        out->data[rows[i / width] * (size_t) width + i % width] += scales[i / width] * in->data[i];
+    return 0;
+}
+
 static const char *describe(const struct ds_backend *backend)
 {
     (void) backend;
@@ -356,6 +365,7 @@ struct ds_backend *ds_naive_backend_new(void)
         .attention = attention,
         .silu_mul = silu_mul,
         .gather = gather,
+        .add_rows = add_rows,
         .describe = describe,
         .close = close_backend,
     };

@@ -74,6 +74,8 @@ struct ds_job ds_spec_job(const struct ds_spec *spec, uint64_t id)
                           .sampling = spec->sampling,
                           .n_stops = spec->n_stops,
                           .deadline_nsec = spec->deadline_nsec,
+                          .adapter = ds_adapter_ref(spec->adapter),
+                          .adapter_scale = spec->adapter_scale,
                           .submitted_nsec = ds_now_nsec() };
     size_t n = spec->n_prompt + spec->n_delivered;
 
@@ -217,6 +219,7 @@ void ds_serving_alone(struct ds_serving *serving, const struct ds_spec *spec,
 
     *answer = (struct ds_answer){ 0 };
     ds_runner_reset(runner);
+    runner->use = (struct ds_adapter_use){ spec->adapter, spec->adapter_scale };
     if (spec->score) {
         score_alone(serving, spec, answer);
         return;

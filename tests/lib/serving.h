@@ -28,6 +28,8 @@ struct ds_spec {
     char stops[2][32];
     uint32_t n_stops;
     uint64_t deadline_nsec;
+    struct ds_adapter *adapter; /* borrowed; NULL: none */
+    float adapter_scale;
 };
 
 struct ds_answer {
