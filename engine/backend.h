@@ -24,7 +24,7 @@
 
 struct ds_backend;
 struct ds_buffer;  /* activations: device memory of floats */
-struct ds_weight;  /* one matrix as the device likes it */
+struct ds_weight;  /* one matrix as the device likes it, or a stack of them */
 struct ds_adapter; /* engine/model/adapter.h */
 struct ds_kv;      /* keys and values of one model: n_blocks blocks of DS_KV_BLOCK positions */
 
@@ -79,6 +79,25 @@ struct ds_product {
     bool accumulate;              /* out += instead of out = */
 };
 
+/* How a mixture of experts is routed. Ties go to the lowest index. */
+struct ds_routing {
+    enum ds_gating gating;
+    const struct ds_buffer *bias; /* [n_experts] added for choosing only; NULL: none */
+    uint32_t n_experts;           /* 1..DS_EXPERTS_MAX */
+    uint32_t n_used;              /* 1..DS_EXPERTS_USED_MAX of them */
+    uint32_t n_groups;            /* of consecutive experts, dividing n_experts; 0 or 1: none */
+    uint32_t n_groups_used;       /* experts are chosen from the best groups only */
+    bool group_by_two;            /* a group scores the sum of its two best, else its best */
+    bool normalise;               /* weights are divided by their sum + 1e-20 */
+    float scale;                  /* and multiplied by this */
+};
+
+/* The experts of a layer: stacks of equally many matrices. */
+struct ds_experts {
+    const struct ds_weight *gate, *up; /* {width, ffn_width} each */
+    const struct ds_weight *down;      /* {ffn_width, width} */
+};
+
 struct ds_backend {
     const char *name; /* "cpu", "cuda": as printed by dsctl status */
 
@@ -100,6 +119,10 @@ struct ds_backend {
      * keep pointers into the checkpoint, which must outlive it. -ENOMEM, -ENOTSUP. */
     int (*weight_new)(struct ds_backend *backend, const struct ds_tensor *tensor, bool gather,
                       struct ds_weight **ret_weight);
+    /* A stack of n matrices of one shape and type, each described by a tensor {K, N} of its own
+     * (one of many, or a piece of a larger one). Errors likewise. */
+    int (*weight_new_stack)(struct ds_backend *backend, const struct ds_tensor *matrices,
+                            uint32_t n, struct ds_weight **ret_weight);
     void (*weight_free)(struct ds_backend *backend, struct ds_weight *weight);
     size_t (*weight_bytes)(const struct ds_weight *weight); /* resident memory of its own */
 
@@ -135,6 +158,16 @@ struct ds_backend {
     /* out = gate / (1 + exp(-gate)) * up; out may be gate. */
     int (*silu_mul)(struct ds_backend *backend, struct ds_buffer *out, const struct ds_buffer *gate,
                     const struct ds_buffer *up, uint32_t n, uint32_t width);
+    /* Chooses experts: chosen[n][n_used], their numbers in ascending order (whole floats), and
+     * weights[n][n_used], from logits[n][n_experts]. -EINVAL: a routing that cannot be. */
+    int (*route)(struct ds_backend *backend, struct ds_buffer *chosen, struct ds_buffer *weights,
+                 const struct ds_buffer *logits, const struct ds_routing *routing, uint32_t n);
+    /* out[n][width] += w_e down_e (silu(gate_e x) * up_e x), x = in[n][width], for each chosen e of
+     * the row in order; chosen[n][n_used] and weights as route() gives them. out may not be in.
+     * -EINVAL: stacks that do not fit, experts there are not or out of order. */
+    int (*expert_ffn)(struct ds_backend *backend, struct ds_buffer *out, const struct ds_buffer *in,
+                      const struct ds_experts *experts, const struct ds_buffer *chosen,
+                      const struct ds_buffer *weights, uint32_t n_used, uint32_t n);
     /* out[i] = in[rows[i]], i < n. */
     int (*gather)(struct ds_backend *backend, struct ds_buffer *out, const struct ds_buffer *in,
                   const uint32_t *rows, uint32_t n, uint32_t width);

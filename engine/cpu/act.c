@@ -43,12 +43,11 @@ static void *cut(char **memory, size_t size)
     return piece;
 }
 
-static int resize(struct ds_act_memory *memory, uint32_t n, uint32_t k)
+int ds_act_prepare(struct ds_act_memory *memory, uint32_t n_rows, uint32_t n_groups, uint32_t k,
+                   const struct ds_panel_format *const *formats, unsigned n_formats)
 {
     struct ds_act *act = &memory->act;
-    uint32_t group_rows = n < DS_ACT_GROUP ? n : DS_ACT_GROUP;
-    size_t n_groups = (n + group_rows - 1) / group_rows, n_units = k / DS_UNIT_K;
-    size_t cells = n_groups * group_rows * n_units;
+    size_t n_units = k / DS_UNIT_K, cells = n_rows * n_units;
     size_t halves = 2 * cells * sizeof(int32_t), floats = cells * sizeof(float);
     size_t n_planes = 2 + 2 + 3 + 2 + 2 * DS_ACT_OFFSETS;
     char *at =
@@ -57,10 +56,10 @@ static int resize(struct ds_act_memory *memory, uint32_t n, uint32_t k)
 
     if (!at)
         return -ENOMEM;
-    act->n = n;
+    act->n = n_rows;
     act->k = k;
     act->n_units = (uint32_t) n_units;
-    act->group_rows = group_rows;
+    act->group_rows = n_rows < DS_ACT_GROUP ? n_rows : DS_ACT_GROUP;
     act->high = cut(&at, cells * DS_UNIT_K);
     act->low = cut(&at, cells * DS_UNIT_K);
     act->wide = cut(&at, cells);
@@ -73,16 +72,57 @@ static int resize(struct ds_act_memory *memory, uint32_t n, uint32_t k)
     for (unsigned i = 0; i < DS_ACT_OFFSETS; i++) {
         memory->offsets[i].high = cut(&at, halves);
         memory->offsets[i].low = cut(&at, halves);
+        memory->wanted[i] = false;
+        for (unsigned j = 0; j < n_formats; j++)
+            memory->wanted[i] |= formats[j]->offset == offsets[i].offset;
     }
     return 0;
 }
 
-struct quantise {
-    struct ds_act_memory *memory;
-    const struct ds_kernels *kernels;
-    const float *x;
-    bool wanted[DS_ACT_OFFSETS];
-};
+/* --- parts --- */
+
+static uint32_t groups_of(uint32_t n)
+{
+    return (n + DS_ACT_GROUP - 1) / DS_ACT_GROUP;
+}
+
+uint32_t ds_act_part_groups(const struct ds_act_part *part)
+{
+    return groups_of(part->n);
+}
+
+struct ds_act_part ds_act_part_next(const struct ds_act_part *part, uint32_t n)
+{
+    uint32_t padded = part->n < DS_ACT_GROUP ? part->n : groups_of(part->n) * DS_ACT_GROUP;
+
+    return (struct ds_act_part){ part->first_row + padded, part->first_group + groups_of(part->n),
+                                 n };
+}
+
+struct ds_act_memory ds_act_view(const struct ds_act_memory *memory, const struct ds_act_part *part)
+{
+    struct ds_act_memory view = { .act = memory->act };
+    struct ds_act *act = &view.act;
+    size_t cell = (size_t) part->first_row * act->n_units;
+
+    act->n = part->n;
+    act->group_rows = part->n < DS_ACT_GROUP ? part->n : DS_ACT_GROUP;
+    act->high += cell * DS_UNIT_K;
+    act->low += cell * DS_UNIT_K;
+    act->wide += cell;
+    act->any_wide += (size_t) part->first_group * act->n_units;
+    act->scale += cell;
+    act->fine += cell;
+    act->sum += cell;
+    act->half_high += 2 * cell;
+    act->half_low += 2 * cell;
+    for (unsigned i = 0; i < DS_ACT_OFFSETS; i++) {
+        view.offsets[i].high = memory->offsets[i].high + 2 * cell;
+        view.offsets[i].low = memory->offsets[i].low + 2 * cell;
+        view.wanted[i] = memory->wanted[i];
+    }
+    return view;
+}
 
 /* The corrections of cells first .. end for one of the offsets */
 static void correct(struct ds_act_memory *memory, unsigned i, size_t first, size_t end)
@@ -104,42 +144,57 @@ static void correct(struct ds_act_memory *memory, unsigned i, size_t first, size
     }
 }
 
-static void quantise_group(void *arg, uint32_t group, unsigned thread)
+void ds_act_finish_group(struct ds_act_memory *view, uint32_t group)
 {
-    struct quantise *quantise = arg;
-    struct ds_act_memory *memory = quantise->memory;
-    struct ds_act *act = &memory->act;
+    struct ds_act *act = &view->act;
     uint32_t first = group * act->group_rows, left = act->n - first;
     uint32_t n = left < act->group_rows ? left : act->group_rows;
     size_t cell = ds_act_cell(act, first, 0), any = (size_t) group * act->n_units;
 
-    (void) thread;
-    for (uint32_t row = first; row < first + n; row++)
-        quantise->kernels->quantise(act, row, quantise->x + (size_t) row * act->k);
     for (uint32_t u = 0; u < act->n_units; u++, cell += act->group_rows) {
         act->any_wide[any + u] = 0;
         for (uint32_t i = 0; i < n; i++)
             act->any_wide[any + u] |= act->wide[cell + i];
         for (unsigned i = 0; i < DS_ACT_OFFSETS; i++)
-            if (quantise->wanted[i])
-                correct(memory, i, cell, cell + n);
+            if (view->wanted[i])
+                correct(view, i, cell, cell + n);
     }
+}
+
+/* --- a batch of one part --- */
+
+struct quantise {
+    struct ds_act_memory *memory;
+    const struct ds_kernels *kernels;
+    const float *x;
+};
+
+static void quantise_group(void *arg, uint32_t group, unsigned thread)
+{
+    struct quantise *quantise = arg;
+    struct ds_act *act = &quantise->memory->act;
+    uint32_t first = group * act->group_rows, left = act->n - first;
+    uint32_t n = left < act->group_rows ? left : act->group_rows;
+
+    (void) thread;
+    for (uint32_t row = first; row < first + n; row++)
+        quantise->kernels->quantise(act, row, quantise->x + (size_t) row * act->k);
+    ds_act_finish_group(quantise->memory, group);
 }
 
 int ds_act_quantise(struct ds_act_memory *memory, const struct ds_kernels *kernels,
                     struct ds_pool *pool, const float *x, uint32_t n, uint32_t k,
                     const struct ds_panel_format *const *formats, unsigned n_formats)
 {
-    struct quantise quantise = { memory, kernels, x, { 0 } };
+    struct quantise quantise = { memory, kernels, x };
+    struct ds_act_part none = { 0, 0, n }, end = ds_act_part_next(&none, 0);
     int r;
 
-    r = resize(memory, n, k);
+    r = ds_act_prepare(memory, end.first_row, end.first_group, k, formats, n_formats);
     if (r < 0)
         return r;
-    for (unsigned i = 0; i < DS_ACT_OFFSETS; i++)
-        for (unsigned j = 0; j < n_formats; j++)
-            quantise.wanted[i] |= formats[j]->offset == offsets[i].offset;
-    ds_pool_run(pool, quantise_group, &quantise, (n + DS_ACT_GROUP - 1) / DS_ACT_GROUP, 1);
+    memory->act.n = n;
+    ds_pool_run(pool, quantise_group, &quantise, end.first_group, 1);
     return 0;
 }
 

@@ -62,6 +62,12 @@ static int weight_new(struct ds_backend *backend, const struct ds_tensor *tensor
     return ds_weight_new(ret_weight, ds_cpu(backend)->arena, tensor, gather);
 }
 
+static int weight_new_stack(struct ds_backend *backend, const struct ds_tensor *matrices,
+                            uint32_t n, struct ds_weight **ret_weight)
+{
+    return ds_weight_new_stack(ret_weight, ds_cpu(backend)->arena, matrices, n);
+}
+
 static void weight_free(struct ds_backend *backend, struct ds_weight *weight)
 {
     (void) backend;
@@ -90,6 +96,7 @@ static void close_backend(struct ds_backend *backend)
     ds_scratch_deinit(&cpu->parts);
     ds_scratch_deinit(&cpu->tiles);
     ds_act_deinit(&cpu->act);
+    ds_mixture_deinit(&cpu->mixture);
     ds_rope_table_deinit(&cpu->rope);
     ds_arena_free(cpu->arena);
     ds_pool_free(cpu->pool);
@@ -109,6 +116,7 @@ static const struct ds_backend table = {
     .write = write_buffer,
     .read = read_buffer,
     .weight_new = weight_new,
+    .weight_new_stack = weight_new_stack,
     .weight_free = weight_free,
     .weight_bytes = weight_bytes,
     .kv_new = ds_cpu_kv_new,
@@ -121,6 +129,8 @@ static const struct ds_backend table = {
     .kv_write = ds_cpu_kv_write,
     .attention = ds_cpu_attention,
     .silu_mul = ds_cpu_silu_mul,
+    .route = ds_cpu_route,
+    .expert_ffn = ds_cpu_expert_ffn,
     .gather = ds_cpu_gather,
     .add_rows = ds_cpu_add_rows,
     .describe = describe,

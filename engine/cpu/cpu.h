@@ -8,6 +8,9 @@
 #include "engine/cpu/pool.h"
 #include "engine/cpu/scratch.h"
 
+/* Rows whose quantised form and sums stay in the second-level cache: whole groups. */
+#define DS_TILE_ROWS (21 * DS_ACT_GROUP)
+
 struct ds_buffer {
     size_t n_floats;
     float *data; /* page aligned */
@@ -32,6 +35,15 @@ struct ds_rope_table {
     struct ds_scratch cos_sin;     /* [n][2][n_pairs] */
 };
 
+/* What expert_ffn() keeps: rows sorted by expert ("slots": one for each row and chosen expert). */
+struct ds_mixture {
+    struct ds_scratch plan;          /* segments, tiles, slots */
+    struct ds_scratch rows;          /* input rows for float weights [slot][width] */
+    struct ds_scratch hidden;        /* [slot][ffn_width] */
+    struct ds_act_memory act_in;     /* quantised input */
+    struct ds_act_memory act_hidden; /* quantised hidden */
+};
+
 struct ds_cpu {
     struct ds_backend backend; /* first: the table we hand out */
     const struct ds_kernels *kernels;
@@ -43,6 +55,7 @@ struct ds_cpu {
     struct ds_scratch *threads;     /* [n_threads]: one each, for items */
     struct ds_scratch tiles, parts; /* attention */
     struct ds_rope_table rope;
+    struct ds_mixture mixture;
 };
 
 static inline struct ds_cpu *ds_cpu(struct ds_backend *backend)
@@ -61,6 +74,19 @@ static inline uint32_t ds_kv_block(const struct ds_batch *batch, uint32_t row, u
 
 int ds_cpu_matmul(struct ds_backend *backend, const struct ds_product *products,
                   unsigned n_products, const struct ds_buffer *in, uint32_t n);
+
+/* acc[n_rows][16] = panel `panel` of an integer weight times rows first_row .. of act, which begins
+ * a group there. */
+void ds_cpu_multiply_panel(const struct ds_kernels *kernels, const struct ds_weight *weight,
+                           uint32_t panel, const struct ds_act_memory *act, uint32_t first_row,
+                           uint32_t n_rows, struct ds_tile *tile, float *acc);
+
+int ds_cpu_route(struct ds_backend *backend, struct ds_buffer *chosen, struct ds_buffer *weights,
+                 const struct ds_buffer *logits, const struct ds_routing *routing, uint32_t n);
+int ds_cpu_expert_ffn(struct ds_backend *backend, struct ds_buffer *out, const struct ds_buffer *in,
+                      const struct ds_experts *experts, const struct ds_buffer *chosen,
+                      const struct ds_buffer *weights, uint32_t n_used, uint32_t n);
+void ds_mixture_deinit(struct ds_mixture *mixture);
 
 int ds_cpu_kv_new(struct ds_backend *backend, const struct ds_kv_geometry *geometry,
                   struct ds_kv **ret_kv);

@@ -16,6 +16,8 @@ const struct ds_kernels ds_kernels_portable = {
     .widen_f16 = ds_widen_f16_portable,
     .rms_norm = ds_rms_norm_portable,
     .silu_mul = ds_silu_mul_portable,
+    .softmax = ds_softmax_portable,
+    .sigmoid = ds_sigmoid_portable,
 };
 
 const struct ds_kernels ds_kernels_avx2 = {
@@ -30,6 +32,8 @@ const struct ds_kernels ds_kernels_avx2 = {
     .widen_f16 = ds_widen_f16_avx2,
     .rms_norm = ds_rms_norm_avx2,
     .silu_mul = ds_silu_mul_avx2,
+    .softmax = ds_softmax_avx2,
+    .sigmoid = ds_sigmoid_avx2,
 };
 
 const struct ds_kernels ds_kernels_avx512 = {
@@ -45,6 +49,8 @@ const struct ds_kernels ds_kernels_avx512 = {
     .widen_f16 = ds_widen_f16_avx512,
     .rms_norm = ds_rms_norm_avx512,
     .silu_mul = ds_silu_mul_avx512,
+    .softmax = ds_softmax_avx512,
+    .sigmoid = ds_sigmoid_avx512,
 };
 
 /* __builtin_cpu_supports() also asks whether the system saves the registers. */

@@ -25,7 +25,9 @@ int32_t ds_act_wide_limit(const int32_t *magnitudes, size_t stride, uint32_t n_u
     void ds_widen_f16_##set(float *out, const uint16_t *in, size_t n);                             \
     void ds_rms_norm_##set(float *out, const float *in, const float *gamma, uint32_t width,        \
                            float epsilon);                                                         \
-    void ds_silu_mul_##set(float *out, const float *gate, const float *up, uint32_t width);
+    void ds_silu_mul_##set(float *out, const float *gate, const float *up, uint32_t width);        \
+    void ds_softmax_##set(float *x, uint32_t n);                                                   \
+    void ds_sigmoid_##set(float *x, uint32_t n);
 
 DS_FLOAT_KERNELS(portable)
 DS_FLOAT_KERNELS(avx2)

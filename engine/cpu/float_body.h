@@ -369,3 +369,47 @@ void FLOAT_NAME(silu_mul)(float *out, const float *gate, const float *up, uint32
         v16_store_n(out + i, x, width - i);
     }
 }
+
+/* Lanes of x[n] from i on; those past its end are rest. */
+always_inline v16 load_or(const float *x, uint32_t i, uint32_t n, v16 rest)
+{
+    return n - i >= 16 ? v16_load(x + i) : v16_first(n - i, v16_load_n(x + i, n - i), rest);
+}
+
+always_inline void store_some(float *x, uint32_t i, uint32_t n, v16 value)
+{
+    if (n - i >= 16)
+        v16_store(x + i, value);
+    else
+        v16_store_n(x + i, value, n - i);
+}
+
+void FLOAT_NAME(softmax)(float *x, uint32_t n)
+{
+    const v16 lowest = v16_set1(-INFINITY), zero = v16_set1(0);
+    v16 max = lowest, sum = zero, scale;
+
+    for (uint32_t i = 0; i < n; i += 16)
+        max = v16_max(max, load_or(x, i, n, lowest));
+    max = v16_set1(v16_hmax(max));
+    for (uint32_t i = 0; i < n; i += 16) {
+        v16 e = v16_exp(v16_sub(load_or(x, i, n, zero), max));
+
+        store_some(x, i, n, e);
+        sum = v16_add(sum, n - i >= 16 ? e : v16_first(n - i, e, zero));
+    }
+    scale = v16_set1(v16_sum(sum));
+    for (uint32_t i = 0; i < n; i += 16)
+        store_some(x, i, n, v16_div(load_or(x, i, n, zero), scale));
+}
+
+void FLOAT_NAME(sigmoid)(float *x, uint32_t n)
+{
+    const v16 one = v16_set1(1.0f), zero = v16_set1(0);
+
+    for (uint32_t i = 0; i < n; i += 16) {
+        v16 e = v16_exp(v16_sub(zero, load_or(x, i, n, zero)));
+
+        store_some(x, i, n, v16_div(one, v16_add(one, e)));
+    }
+}

@@ -163,6 +163,9 @@ struct ds_kernels {
     void (*rms_norm)(float *out, const float *in, const float *gamma, uint32_t width,
                      float epsilon);
     void (*silu_mul)(float *out, const float *gate, const float *up, uint32_t width);
+    /* In place, n >= 1: exp(x - max) / sum, and 1 / (1 + exp(-x)). */
+    void (*softmax)(float *x, uint32_t n);
+    void (*sigmoid)(float *x, uint32_t n);
 };
 
 extern const struct ds_kernels ds_kernels_portable;

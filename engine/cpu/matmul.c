@@ -6,8 +6,7 @@
  */
 #include "engine/cpu/cpu.h"
 
-/* Rows whose quantised form and sums stay in the second-level cache: whole groups. */
-#define TILE_ROWS    (21 * DS_ACT_GROUP)
+#define TILE_ROWS    DS_TILE_ROWS
 #define PRODUCTS_MAX 8u
 
 struct thread_memory {
@@ -24,32 +23,31 @@ struct matmul {
     uint32_t n, k;
 };
 
-static void multiply_integer(const struct matmul *matmul, const struct ds_weight *weight,
-                             uint32_t panel, uint32_t first_row, uint32_t n_rows,
-                             struct thread_memory *memory)
+void ds_cpu_multiply_panel(const struct ds_kernels *kernels, const struct ds_weight *weight,
+                           uint32_t panel, const struct ds_act_memory *act, uint32_t first_row,
+                           uint32_t n_rows, struct ds_tile *tile, float *acc)
 {
-    const struct ds_kernels *kernels = matmul->cpu->kernels;
-    const struct ds_act *act = &matmul->cpu->act.act;
-    struct ds_act_offset offset = ds_act_offset(&matmul->cpu->act, weight->format);
+    const uint32_t n_units = act->act.n_units;
+    struct ds_act_offset offset = ds_act_offset(act, weight->format);
     struct ds_gemm gemm = {
         .format = weight->format,
-        .tile = &memory->tile,
-        .act = act,
+        .tile = tile,
+        .act = &act->act,
         .offset = offset,
         .first_row = first_row,
         .n_rows = n_rows,
-        .acc = memory->acc,
+        .acc = acc,
     };
 
     if (kernels->gemv && n_rows <= DS_GEMV_ROWS) {
         kernels->gemv(
-            &(struct ds_gemv){ weight, panel, act, offset, first_row, n_rows, memory->acc });
+            &(struct ds_gemv){ weight, panel, &act->act, offset, first_row, n_rows, acc });
         return;
     }
-    for (uint32_t unit = 0; unit < act->n_units; unit += DS_TILE_UNITS) {
+    for (uint32_t unit = 0; unit < n_units; unit += DS_TILE_UNITS) {
         gemm.first_unit = unit;
-        gemm.n_units = act->n_units - unit < DS_TILE_UNITS ? act->n_units - unit : DS_TILE_UNITS;
-        kernels->unpack(&memory->tile, weight, panel, unit, gemm.n_units);
+        gemm.n_units = n_units - unit < DS_TILE_UNITS ? n_units - unit : DS_TILE_UNITS;
+        kernels->unpack(tile, weight, panel, unit, gemm.n_units);
         kernels->gemm(&gemm);
     }
 }
@@ -99,7 +97,8 @@ static void multiply(void *arg, uint32_t item, unsigned thread)
     product += i;
     panel -= matmul->first_panel[i];
     if (product->weight->format->bits)
-        multiply_integer(matmul, product->weight, panel, first_row, n_rows, memory);
+        ds_cpu_multiply_panel(matmul->cpu->kernels, product->weight, panel, &matmul->cpu->act,
+                              first_row, n_rows, &memory->tile, memory->acc);
     else
         matmul->cpu->kernels->gemm_float(&(struct ds_gemm_float){
             product->weight, panel, matmul->in + (size_t) first_row * matmul->k, n_rows,

@@ -56,8 +56,10 @@ struct ds_weight {
     uint32_t k; /* elements of a row */
     uint32_t n; /* rows */
     uint32_t n_panels;
-    size_t scale_bytes;     /* of one panel, padded to 64 */
-    size_t panel_bytes;     /* of one panel */
+    uint32_t
+        n_matrices;     /* of a stack, each with its n_panels panels after the one before; else 1 */
+    size_t scale_bytes; /* of one panel, padded to 64 */
+    size_t panel_bytes; /* of one panel */
     struct ds_arena *arena; /* borrowed */
     struct ds_arena_piece panels;
     const struct ds_tensor *tensor; /* original; NULL unless rows are gathered */
@@ -73,6 +75,9 @@ static inline const uint8_t *ds_weight_panel(const struct ds_weight *weight, uin
  * -ENOMEM, -ENOTSUP (type or shape). */
 int ds_weight_new(struct ds_weight **ret_weight, struct ds_arena *arena,
                   const struct ds_tensor *tensor, bool gather);
+/* A stack of n_matrices of one shape and type, none gathered. Errors likewise. */
+int ds_weight_new_stack(struct ds_weight **ret_weight, struct ds_arena *arena,
+                        const struct ds_tensor *matrices, uint32_t n_matrices);
 struct ds_weight *ds_weight_free(struct ds_weight *weight);
 void ds_weight_free_p(struct ds_weight **weight);
 

@@ -167,16 +167,19 @@ static void repack_row(struct ds_weight *weight, uint32_t row, const uint8_t *bl
     }
 }
 
-static int repack(struct ds_weight *weight, const struct ds_tensor *tensor)
+static int repack(struct ds_weight *weight, const struct ds_tensor *matrices)
 {
     uint64_t row_bytes = ds_type_row_bytes(weight->format->type, weight->k);
     int r;
 
-    r = ds_arena_take(weight->arena, weight->panel_bytes * weight->n_panels, &weight->panels);
+    r = ds_arena_take(weight->arena, weight->panel_bytes * weight->n_panels * weight->n_matrices,
+                      &weight->panels);
     if (r < 0)
         return r;
-    for (uint32_t row = 0; row < weight->n; row++)
-        repack_row(weight, row, (const uint8_t *) tensor->data + row * row_bytes);
+    for (uint32_t i = 0; i < weight->n_matrices; i++)
+        for (uint32_t row = 0; row < weight->n; row++)
+            repack_row(weight, i * weight->n_panels * DS_PANEL_ROWS + row,
+                       (const uint8_t *) matrices[i].data + row * row_bytes);
     return 0;
 }
 
@@ -194,6 +197,7 @@ static int set_shape(struct ds_weight *weight, const struct ds_tensor *tensor)
     weight->k = (uint32_t) tensor->dims[0];
     weight->n = (uint32_t) n;
     weight->n_panels = (weight->n + DS_PANEL_ROWS - 1) / DS_PANEL_ROWS;
+    weight->n_matrices = 1;
     if (format->bits) {
         uint32_t n_units = weight->k / DS_UNIT_K;
 
@@ -226,6 +230,35 @@ int ds_weight_new(struct ds_weight **ret_weight, struct ds_arena *arena,
         if (r < 0)
             return r;
     }
+    *ret_weight = ds_steal(weight);
+    return 0;
+}
+
+int ds_weight_new_stack(struct ds_weight **ret_weight, struct ds_arena *arena,
+                        const struct ds_tensor *matrices, uint32_t n_matrices)
+{
+    ds_cleanup(ds_weight_free_p) struct ds_weight *weight = calloc(1, sizeof *weight);
+    int r;
+
+    if (!weight)
+        return -ENOMEM;
+    if (n_matrices == 0)
+        return -EINVAL;
+    weight->arena = arena;
+    for (uint32_t i = 0; i < n_matrices; i++) {
+        if (matrices[i].type != matrices->type || matrices[i].dims[0] != matrices->dims[0] ||
+            matrices[i].dims[1] != matrices->dims[1])
+            return -EINVAL;
+        r = set_shape(weight, &matrices[i]);
+        if (r < 0)
+            return r;
+    }
+    if ((uint64_t) n_matrices * weight->n_panels * DS_PANEL_ROWS > UINT32_MAX / 2)
+        return -ENOTSUP;
+    weight->n_matrices = n_matrices;
+    r = repack(weight, matrices);
+    if (r < 0)
+        return r;
     *ret_weight = ds_steal(weight);
     return 0;
 }

@@ -16,6 +16,9 @@
 
 #include "proto/base.h"
 
+#define DS_EXPERTS_MAX      1024u /* of one layer */
+#define DS_EXPERTS_USED_MAX 64u   /* of those, for one row */
+
 struct ds_checkpoint; /* opaque parts in checkpoint.c; the public description: */
 
 /* ggml's numbers; the trait table in engine/format/quant.h says which of them are supported. */
@@ -43,6 +46,12 @@ struct ds_tensor {
 };
 
 enum ds_architecture { DS_ARCH_LLAMA, DS_ARCH_QWEN2, DS_ARCH_QWEN3 };
+/* How a mixture of experts turns its router's logits into scores. */
+enum ds_gating {
+    DS_GATING_SOFTMAX,        /* over all experts */
+    DS_GATING_SIGMOID,        /* each by itself */
+    DS_GATING_SOFTMAX_CHOSEN, /* chosen by their logits; softmax over the chosen ones */
+};
 enum ds_rope_scaling { DS_ROPE_NONE, DS_ROPE_LINEAR, DS_ROPE_YARN };
 
 struct ds_hyper {

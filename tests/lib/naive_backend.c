@@ -12,8 +12,8 @@ struct ds_buffer {
 };
 
 struct ds_weight {
-    size_t k, n;
-    float data[]; /* [n][k] */
+    size_t k, n, n_matrices;
+    float data[]; /* [n_matrices][n][k] */
 };
 
 struct ds_kv {
@@ -58,21 +58,31 @@ static int read_buffer(struct ds_backend *backend, float *to, const struct ds_bu
     return 0;
 }
 
+static int weight_new_stack(struct ds_backend *backend, const struct ds_tensor *matrices,
+                            uint32_t n_matrices, struct ds_weight **ret_weight)
+{
+    size_t n = matrices->dims[0] * matrices->dims[1];
+    struct ds_weight *weight = malloc(sizeof *weight + n_matrices * n * sizeof *weight->data);
+
+    (void) backend;
+    if (!weight)
+        return -ENOMEM;
+    weight->k = matrices->dims[0];
+    weight->n = matrices->dims[1];
+    weight->n_matrices = n_matrices;
+    for (uint32_t i = 0; i < n_matrices; i++) {
+        assert(matrices[i].dims[0] == weight->k && matrices[i].dims[1] == weight->n);
+        ds_type_traits(matrices[i].type)->dequantise(matrices[i].data, weight->data + i * n, n);
+    }
+    *ret_weight = weight;
+    return 0;
+}
+
 static int weight_new(struct ds_backend *backend, const struct ds_tensor *tensor, bool gather,
                       struct ds_weight **ret_weight)
 {
-    size_t n = tensor->dims[0] * tensor->dims[1];
-    struct ds_weight *weight = malloc(sizeof *weight + n * sizeof *weight->data);
-
-    (void) backend;
     (void) gather;
-    if (!weight)
-        return -ENOMEM;
-    weight->k = tensor->dims[0];
-    weight->n = tensor->dims[1];
-    ds_type_traits(tensor->type)->dequantise(tensor->data, weight->data, n);
-    *ret_weight = weight;
-    return 0;
+    return weight_new_stack(backend, tensor, 1, ret_weight);
 }
 
 static void weight_free(struct ds_backend *backend, struct ds_weight *weight)
@@ -83,7 +93,7 @@ static void weight_free(struct ds_backend *backend, struct ds_weight *weight)
 
 static size_t weight_bytes(const struct ds_weight *weight)
 {
-    return weight->k * weight->n * sizeof *weight->data;
+    return weight->n_matrices * weight->k * weight->n * sizeof *weight->data;
 }
 
 static size_t kv_floats(const struct ds_kv_geometry *g, uint32_t dim)
@@ -309,6 +319,154 @@ static int silu_mul(struct ds_backend *backend, struct ds_buffer *out, const str
     return 0;
 }
 
+/* --- mixtures of experts --- */
+
+/* The index of the largest value that is not crossed out, the first of equals. */
+static uint32_t pick(const double *values, const bool *crossed, uint32_t n)
+{
+    uint32_t best = n;
+
+    for (uint32_t i = 0; i < n; i++)
+        if (!crossed[i] && (best == n || values[i] > values[best]))
+            best = i;
+    assert(best < n);
+    return best;
+}
+
+static void cross_out_groups(const struct ds_routing *r, const double *score, bool *crossed)
+{
+    uint32_t size = r->n_experts / r->n_groups;
+    double groups[DS_EXPERTS_MAX];
+    bool kept[DS_EXPERTS_MAX] = { false };
+
+    for (uint32_t g = 0; g < r->n_groups; g++) {
+        bool seen[DS_EXPERTS_MAX] = { false };
+        uint32_t best = pick(score + (size_t) g * size, seen, size);
+
+        groups[g] = score[g * size + best];
+        seen[best] = true;
+        if (r->group_by_two && size > 1)
+            groups[g] += score[g * size + pick(score + (size_t) g * size, seen, size)];
+    }
+    for (uint32_t i = 0; i < r->n_groups_used; i++)
+        kept[pick(groups, kept, r->n_groups)] = true;
+    for (uint32_t i = 0; i < r->n_experts; i++)
+        crossed[i] = !kept[i / size];
+}
+
+static void softmax(double *x, uint32_t n)
+{
+    double max = -INFINITY, sum = 0.0;
+
+    for (uint32_t i = 0; i < n; i++)
+        max = fmax(max, x[i]);
+    for (uint32_t i = 0; i < n; i++)
+        sum += x[i] = exp(x[i] - max);
+    for (uint32_t i = 0; i < n; i++)
+        x[i] /= sum;
+}
+
+static void route_row(const struct ds_routing *r, const float *logits, float *chosen,
+                      float *weights)
+{
+    double p[DS_EXPERTS_MAX], score[DS_EXPERTS_MAX], w[DS_EXPERTS_USED_MAX], sum = 0.0;
+    bool crossed[DS_EXPERTS_MAX] = { false }, used[DS_EXPERTS_MAX] = { false };
+    uint32_t n = 0;
+
+    for (uint32_t i = 0; i < r->n_experts; i++)
+        p[i] = r->gating == DS_GATING_SIGMOID ? 1.0 / (1.0 + exp(-(double) logits[i]))
+                                              : (double) logits[i];
+    if (r->gating == DS_GATING_SOFTMAX)
+        softmax(p, r->n_experts);
+    for (uint32_t i = 0; i < r->n_experts; i++)
+        score[i] = p[i] + (r->bias ? (double) r->bias->data[i] : 0.0);
+    if (r->n_groups > 1)
+        cross_out_groups(r, score, crossed);
+    for (uint32_t i = 0; i < r->n_used; i++) {
+        uint32_t best = pick(score, crossed, r->n_experts);
+
+        crossed[best] = used[best] = true;
+    }
+    for (uint32_t i = 0; i < r->n_experts; i++)
+        if (used[i]) {
+            chosen[n] = (float) i;
+            w[n++] = p[i];
+        }
+    if (r->gating == DS_GATING_SOFTMAX_CHOSEN)
+        softmax(w, n);
+    for (uint32_t i = 0; i < n; i++)
+        sum += w[i];
+    for (uint32_t i = 0; i < n; i++)
+        weights[i] = (float) ((r->normalise ? w[i] / (sum + 1e-20) : w[i]) * (double) r->scale);
+}
+
+static int route(struct ds_backend *backend, struct ds_buffer *chosen, struct ds_buffer *weights,
+                 const struct ds_buffer *logits, const struct ds_routing *routing, uint32_t n)
+{
+    (void) backend;
+    for (size_t i = 0; i < n; i++)
+        route_row(routing, logits->data + i * routing->n_experts,
+                  chosen->data + i * routing->n_used, weights->data + i * routing->n_used);
+    return 0;
+}
+
+static double dot(const float *w, const double *x, size_t k)
+{
+    double sum = 0.0;
+
+    for (size_t i = 0; i < k; i++)
+        sum += (double) w[i] * x[i];
+    return sum;
+}
+
+static void add_expert(const struct ds_experts *experts, size_t expert, double weight,
+                       const float *in, double *sum)
+{
+    size_t k = experts->gate->k, n = experts->gate->n;
+    const float *gate = experts->gate->data + expert * k * n;
+    const float *up = experts->up->data + expert * k * n;
+    const float *down = experts->down->data + expert * k * n;
+    double *x = calloc(k + n, sizeof *x), *hidden = x + k;
+
+    assert(x && experts->down->k == n && experts->down->n == k);
+    for (size_t i = 0; i < k; i++)
+        x[i] = (double) in[i];
+    for (size_t j = 0; j < n; j++) {
+        double g = dot(gate + j * k, x, k);
+
+        hidden[j] = g / (1.0 + exp(-g)) * dot(up + j * k, x, k);
+    }
+    for (size_t i = 0; i < k; i++)
+        sum[i] += weight * dot(down + i * n, hidden, n);
+    free(x);
+}
+
+static int expert_ffn(struct ds_backend *backend, struct ds_buffer *out, const struct ds_buffer *in,
+                      const struct ds_experts *experts, const struct ds_buffer *chosen,
+                      const struct ds_buffer *weights, uint32_t n_used, uint32_t n)
+{
+    size_t width = experts->gate->k;
+    double *sum = malloc(width * sizeof *sum);
+
+    (void) backend;
+    assert(sum);
+    for (size_t row = 0; row < n; row++) {
+        for (size_t i = 0; i < width; i++)
+            sum[i] = (double) out->data[row * width + i];
+        for (size_t i = 0; i < n_used; i++) {
+            float expert = chosen->data[row * n_used + i];
+
+            assert(expert >= 0.0f && expert < (float) experts->gate->n_matrices);
+            add_expert(experts, (size_t) expert, (double) weights->data[row * n_used + i],
+                       in->data + row * width, sum);
+        }
+        for (size_t i = 0; i < width; i++)
+            out->data[row * width + i] = (float) sum[i];
+    }
+    free(sum);
+    return 0;
+}
+
 static int gather(struct ds_backend *backend, struct ds_buffer *out, const struct ds_buffer *in,
                   const uint32_t *rows, uint32_t n, uint32_t width)
 {
@@ -352,6 +510,7 @@ struct ds_backend *ds_naive_backend_new(void)
         .write = write_buffer,
         .read = read_buffer,
         .weight_new = weight_new,
+        .weight_new_stack = weight_new_stack,
         .weight_free = weight_free,
         .weight_bytes = weight_bytes,
         .kv_new = kv_new,
@@ -364,6 +523,8 @@ struct ds_backend *ds_naive_backend_new(void)
         .kv_write = kv_write,
         .attention = attention,
         .silu_mul = silu_mul,
+        .route = route,
+        .expert_ffn = expert_ffn,
         .gather = gather,
         .add_rows = add_rows,
         .describe = describe,
