@@ -46,8 +46,9 @@ objects = $(patsubst %.c,$(B)/%.o,$(filter-out $(2),$(wildcard $(1)/*.c)))
 proto  := $(B)/proto/ds.pb-c.o $(call objects,proto)
 shm    := $(call objects,shm)
 unicode := $(B)/engine/text/unicode_data.o
+grids   := $(B)/engine/format/iq_grids.o
 engine := $(foreach d,engine engine/format engine/text engine/model engine/serve engine/cpu,\
-          $(call objects,$(d),engine/main.c engine/text/unicode_gen.c)) $(if $(wildcard engine/text/unicode_gen.c),$(unicode))
+          $(call objects,$(d),engine/main.c engine/text/unicode_gen.c engine/format/iq_gen.c)) $(unicode) $(grids)
 daemon := $(call objects,daemon,daemon/main.c)
 client := $(call objects,client)
 dsctl  := $(call objects,client/dsctl)
@@ -160,7 +161,17 @@ $(B)/engine/text/unicode_data.c: $(B)/engine/text/unicode_gen $(UNICODE_DATA)
 	$(say) GEN $@
 	$(Q)$< $(UNICODE_DATA) > $@
 
-$(unicode): $(B)/engine/text/unicode_data.c
+# The grids of the IQ types.
+$(B)/engine/format/iq_gen: engine/format/iq_gen.c
+	$(say) HOSTCC $<
+	$(Q)mkdir -p $(@D)
+	$(Q)$(CC) -O1 -std=gnu17 -o $@ $<
+
+$(B)/engine/format/iq_grids.c: $(B)/engine/format/iq_gen
+	$(say) GEN $@
+	$(Q)$< > $@
+
+$(unicode) $(grids): %.o: %.c
 	$(say) CC $<
 	$(Q)$(CC) $(CPPFLAGS) $(CFLAGS) -c -o $@ $<
 

@@ -265,18 +265,32 @@ static void tensors_that_make_no_sense_are_refused(void **state)
 
 static void types_this_build_has_not_are_named(void **state)
 {
-    struct ds_gguf_writer *writer;
+    static const struct {
+        uint32_t type;
+        const char *words;
+    } refused[] = {
+        { 5, "tensor 't' has type Q4_3 (5), which ggml has withdrawn: " },
+        { 9, "tensor 't' has type Q8_1 (9), which is for activations" },
+        { 15, "tensor 't' has type Q8_K (15), which is for activations" },
+        { 26, "tensor 't' has type I32 (26), which no weight" },
+        { 28, "tensor 't' has type F64 (28), which no weight" },
+        { 31, "tensor 't' has type Q4_0_4_4 (31), which ggml has withdrawn" },
+        { 40, "tensor 't' has type NVFP4 (40), which this version cannot read: " },
+        { 41, "tensor 't' has type Q1_0 (41), which this version" },
+        { 43, "tensor 't' has type unknown (43), a number that ggml has not given out" },
+        { DS_TYPE_GGML_END, "tensor 't' has type unknown (64), a number" },
+        { 139, "tensor 't' has type IQ4_K (139) of ik_llama.cpp, which no other program reads: " },
+        { 210, "tensor 't' has type unknown (210) of ik_llama.cpp" },
+        { UINT32_MAX, "(4294967295), a number that ggml has not given out: " },
+    };
 
     (void) state;
-    writer = small_writer();
-    ds_gguf_writer_tensor(writer, "t", 19, 2, dims_2x3, values, sizeof values);
-    expect_refusal(writer, -ENOTSUP, "tensor 't' is stored as IQ1_S");
-    writer = small_writer();
-    ds_gguf_writer_tensor(writer, "t", 5, 2, dims_2x3, values, sizeof values);
-    expect_refusal(writer, -ENOTSUP, "tensor 't' is stored as Q4_3 (retired)");
-    writer = small_writer();
-    ds_gguf_writer_tensor(writer, "t", 130, 2, dims_2x3, values, sizeof values);
-    expect_refusal(writer, -ENOTSUP, "tensor 't' is stored as type 130");
+    for (unsigned i = 0; i < sizeof refused / sizeof refused[0]; i++) {
+        struct ds_gguf_writer *writer = small_writer();
+
+        ds_gguf_writer_tensor(writer, "t", refused[i].type, 2, dims_2x3, values, sizeof values);
+        expect_refusal(writer, -ENOTSUP, refused[i].words);
+    }
 }
 
 /* The offset of a tensor stands in the last 8 bytes of its entry: find it by its value. */

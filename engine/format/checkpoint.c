@@ -150,7 +150,7 @@ static int list_tensors(struct ds_checkpoint *checkpoint, struct ds_error *error
 
 static void sum_up(struct ds_checkpoint *checkpoint)
 {
-    uint64_t bytes[DS_TYPE_BF16 + 1] = { 0 };
+    uint64_t bytes[DS_TYPE_END] = { 0 };
     uint32_t most = DS_TYPE_F32;
 
     for (unsigned i = 0; i < checkpoint->n_tensors; i++) {
@@ -158,10 +158,9 @@ static void sum_up(struct ds_checkpoint *checkpoint)
 
         checkpoint->n_parameters +=
             tensor->dims[0] * tensor->dims[1] * tensor->dims[2] * tensor->dims[3];
-        if (tensor->type <= DS_TYPE_BF16)
-            bytes[tensor->type] += tensor->size_bytes;
+        bytes[tensor->type] += tensor->size_bytes;
     }
-    for (uint32_t type = 0; type <= DS_TYPE_BF16; type++)
+    for (uint32_t type = 0; type < DS_TYPE_END; type++)
         if (bytes[type] > bytes[most])
             most = type;
     checkpoint->main_type = checkpoint->n_tensors ? ds_type_traits(most)->name : "";

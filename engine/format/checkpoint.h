@@ -30,10 +30,26 @@ enum ds_type {
     DS_TYPE_Q5_0 = 6,
     DS_TYPE_Q5_1 = 7,
     DS_TYPE_Q8_0 = 8,
+    DS_TYPE_Q2_K = 10,
+    DS_TYPE_Q3_K = 11,
     DS_TYPE_Q4_K = 12,
     DS_TYPE_Q5_K = 13,
     DS_TYPE_Q6_K = 14,
+    DS_TYPE_IQ2_XXS = 16,
+    DS_TYPE_IQ2_XS = 17,
+    DS_TYPE_IQ3_XXS = 18,
+    DS_TYPE_IQ1_S = 19,
+    DS_TYPE_IQ4_NL = 20,
+    DS_TYPE_IQ3_S = 21,
+    DS_TYPE_IQ2_S = 22,
+    DS_TYPE_IQ4_XS = 23,
+    DS_TYPE_IQ1_M = 29,
     DS_TYPE_BF16 = 30,
+    DS_TYPE_TQ1_0 = 34,
+    DS_TYPE_TQ2_0 = 35,
+    DS_TYPE_MXFP4 = 39,
+    DS_TYPE_GGML_END = 64, /* what a GGUF file may hold is below; types of our own begin here */
+    DS_TYPE_END = 80,      /* all are below */
 };
 
 struct ds_tensor {

@@ -331,14 +331,11 @@ static int place_tensor(struct ds_gguf *gguf, struct ds_gguf_tensor *entry, stru
     struct ds_tensor *tensor = &entry->tensor;
     const struct ds_type_traits *traits = ds_type_traits(tensor->type);
     uint64_t room = gguf->file_bytes - gguf->data_offset, size;
-    char buffer[24];
 
-    if (!traits)
-        return ds_error_set(error, -ENOTSUP,
-                            "%s: tensor '%s' is stored as %s, which this build cannot read: "
-                            "use a file quantised as Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, "
-                            "Q6_K, F16, BF16 or F32",
-                            gguf->label, tensor->name, ds_type_name(tensor->type, buffer));
+    if (!traits || tensor->type >= DS_TYPE_GGML_END)
+        return ds_error_set(error, -ENOTSUP, "%s: tensor '%s' has type %s (%u)%s", gguf->label,
+                            tensor->name, ds_type_name(tensor->type), tensor->type,
+                            ds_type_refusal(tensor->type));
     if (tensor->dims[0] % traits->block_elements != 0)
         return ds_error_set(error, -EBADMSG,
                             "%s: damaged GGUF file: rows of tensor '%s' are not whole blocks of "

@@ -64,6 +64,12 @@ float ds_bf16_to_f32(uint16_t half)
     return float_of((uint32_t) half << 16);
 }
 
+float ds_e8m0_half(uint8_t exponent)
+{
+    /* 2^(e - 128): a normal number from e = 2 on */
+    return float_of(exponent < 2 ? 0x00200000u << exponent : (exponent - 1u) << 23);
+}
+
 uint16_t ds_f32_to_bf16(float value)
 {
     uint32_t bits = bits_of(value);
@@ -168,153 +174,122 @@ static void dequantise_q8_0(const void *blocks, float *out, size_t n)
     }
 }
 
+static void dequantise_iq4_nl(const void *blocks, float *out, size_t n)
+{
+    const uint8_t *b = blocks;
+
+    for (size_t i = 0; i < n; i += 32, b += DS_IQ4_NL_BYTES, out += 32) {
+        float d = load_f16(b);
+
+        for (int j = 0; j < 16; j++) {
+            out[j] = d * (float) ds_iq4_values[b[2 + j] & 15];
+            out[j + 16] = d * (float) ds_iq4_values[b[2 + j] >> 4];
+        }
+    }
+}
+
+static void dequantise_mxfp4(const void *blocks, float *out, size_t n)
+{
+    const uint8_t *b = blocks;
+
+    for (size_t i = 0; i < n; i += 32, b += DS_MXFP4_BYTES, out += 32) {
+        float d = ds_e8m0_half(b[0]);
+
+        for (int j = 0; j < 16; j++) {
+            out[j] = d * (float) ds_mxfp4_values[b[1 + j] & 15];
+            out[j + 16] = d * (float) ds_mxfp4_values[b[1 + j] >> 4];
+        }
+    }
+}
+
 /* --- superblocks of 256 --- */
 
-/* The eight 6-bit (scale, minimum) pairs of Q4_K and Q5_K, packed into 12 bytes. */
-static void unpack_scales(const uint8_t *s, unsigned j, unsigned *ret_scale, unsigned *ret_minimum)
+static void dequantise_superblocks(const struct ds_type_traits *type, const uint8_t *b, float *out,
+                                   size_t n)
 {
-    if (j < 4) {
-        *ret_scale = s[j] & 63u;
-        *ret_minimum = s[j + 4] & 63u;
-    } else {
-        *ret_scale = (s[j + 4] & 15u) | (unsigned) (s[j - 4] >> 6) << 4;
-        *ret_minimum = (unsigned) (s[j + 4] >> 4) | (unsigned) (s[j] >> 6) << 4;
-    }
-}
+    struct ds_superblock s;
 
-static void dequantise_q4_k(const void *blocks, float *out, size_t n)
-{
-    const uint8_t *b = blocks;
+    for (size_t i = 0; i < n; i += DS_SUPERBLOCK, b += type->block_bytes, out += DS_SUPERBLOCK) {
+        float d, dmin;
 
-    for (size_t i = 0; i < n; i += 256, b += DS_Q4_K_BYTES, out += 256) {
-        float d = load_f16(b), dmin = load_f16(b + 2);
+        type->unpack(b, &s);
+        d = ds_f16_to_f32(s.d) * type->factor;
+        dmin = ds_f16_to_f32(s.dmin) * type->factor;
+        for (unsigned j = 0; j < 16; j++) {
+            float scale = d * (float) s.scale[j], min = dmin * (float) s.min[j];
 
-        for (unsigned j = 0; j < 8; j++) {
-            const uint8_t *q = b + 16 + 32 * (j / 2); /* sub-blocks 2k, 2k + 1 share 32 bytes */
-            unsigned scale, minimum;
-
-            unpack_scales(b + 4, j, &scale, &minimum);
-            for (unsigned l = 0; l < 32; l++)
-                out[32 * j + l] =
-                    d * (float) scale * (float) (q[l] >> 4 * (j & 1) & 15) - dmin * (float) minimum;
+            for (unsigned k = 16 * j; k < 16 * j + 16; k++)
+                out[k] = scale * (float) s.value[k] - min;
         }
     }
 }
 
-static void dequantise_q5_k(const void *blocks, float *out, size_t n)
-{
-    const uint8_t *b = blocks;
+static const struct ds_type_traits traits[DS_TYPE_END];
 
-    for (size_t i = 0; i < n; i += 256, b += DS_Q5_K_BYTES, out += 256) {
-        float d = load_f16(b), dmin = load_f16(b + 2);
-
-        for (unsigned j = 0; j < 8; j++) {
-            const uint8_t *q = b + 48 + 32 * (j / 2);
-            unsigned scale, minimum;
-
-            unpack_scales(b + 4, j, &scale, &minimum);
-            for (unsigned l = 0; l < 32; l++) {
-                unsigned v = (q[l] >> 4 * (j & 1) & 15u) | (b[16 + l] >> j & 1u) << 4;
-
-                out[32 * j + l] = d * (float) scale * (float) v - dmin * (float) minimum;
-            }
-        }
+#define SUPERBLOCK(type, name)                                                                     \
+    static void dequantise_##name(const void *blocks, float *out, size_t n)                        \
+    {                                                                                              \
+        dequantise_superblocks(&traits[type], blocks, out, n);                                     \
     }
-}
-
-static void dequantise_q6_k(const void *blocks, float *out, size_t n)
-{
-    const uint8_t *b = blocks;
-
-    for (size_t i = 0; i < n; i += 256, b += DS_Q6_K_BYTES, out += 256) {
-        float d = load_f16(b + 208);
-
-        for (unsigned e = 0; e < 256; e++) {
-            unsigned half = e / 128, group = e % 128 / 32, l = e % 32;
-            unsigned low = b[64 * half + 32 * (group & 1) + l] >> (group < 2 ? 0 : 4) & 15u;
-            unsigned high = b[128 + 32 * half + l] >> 2 * group & 3u;
-
-            out[e] = d * (float) (int8_t) b[192 + e / 16] * (float) ((int) (low | high << 4) - 32);
-        }
-    }
-}
+SUPERBLOCK(DS_TYPE_Q2_K, q2_k)
+SUPERBLOCK(DS_TYPE_Q3_K, q3_k)
+SUPERBLOCK(DS_TYPE_Q4_K, q4_k)
+SUPERBLOCK(DS_TYPE_Q5_K, q5_k)
+SUPERBLOCK(DS_TYPE_Q6_K, q6_k)
+SUPERBLOCK(DS_TYPE_IQ4_XS, iq4_xs)
+SUPERBLOCK(DS_TYPE_TQ1_0, tq1_0)
+SUPERBLOCK(DS_TYPE_TQ2_0, tq2_0)
+SUPERBLOCK(DS_TYPE_IQ2_XXS, iq2_xxs)
+SUPERBLOCK(DS_TYPE_IQ2_XS, iq2_xs)
+SUPERBLOCK(DS_TYPE_IQ2_S, iq2_s)
+SUPERBLOCK(DS_TYPE_IQ3_XXS, iq3_xxs)
+SUPERBLOCK(DS_TYPE_IQ3_S, iq3_s)
+SUPERBLOCK(DS_TYPE_IQ1_S, iq1_s)
+SUPERBLOCK(DS_TYPE_IQ1_M, iq1_m)
+#undef SUPERBLOCK
 
 /* --- the table --- */
 
-static const struct ds_type_traits traits[] = {
-    [DS_TYPE_F32] = { "F32", 1, 4, dequantise_f32 },
-    [DS_TYPE_F16] = { "F16", 1, 2, dequantise_f16 },
-    [DS_TYPE_BF16] = { "BF16", 1, 2, dequantise_bf16 },
-    [DS_TYPE_Q4_0] = { "Q4_0", 32, DS_Q4_0_BYTES, dequantise_q4_0 },
-    [DS_TYPE_Q4_1] = { "Q4_1", 32, DS_Q4_1_BYTES, dequantise_q4_1 },
-    [DS_TYPE_Q5_0] = { "Q5_0", 32, DS_Q5_0_BYTES, dequantise_q5_0 },
-    [DS_TYPE_Q5_1] = { "Q5_1", 32, DS_Q5_1_BYTES, dequantise_q5_1 },
-    [DS_TYPE_Q8_0] = { "Q8_0", 32, DS_Q8_0_BYTES, dequantise_q8_0 },
-    [DS_TYPE_Q4_K] = { "Q4_K", 256, DS_Q4_K_BYTES, dequantise_q4_k },
-    [DS_TYPE_Q5_K] = { "Q5_K", 256, DS_Q5_K_BYTES, dequantise_q5_k },
-    [DS_TYPE_Q6_K] = { "Q6_K", 256, DS_Q6_K_BYTES, dequantise_q6_k },
-};
+/* The one description of every type that can be read. */
+static const struct ds_type_traits traits[DS_TYPE_END] = {
+    [DS_TYPE_F32] = { "F32", 1, 4, dequantise_f32, NULL, 1 },
+    [DS_TYPE_F16] = { "F16", 1, 2, dequantise_f16, NULL, 1 },
+    [DS_TYPE_BF16] = { "BF16", 1, 2, dequantise_bf16, NULL, 1 },
+    [DS_TYPE_Q4_0] = { "Q4_0", 32, DS_Q4_0_BYTES, dequantise_q4_0, NULL, 1 },
+    [DS_TYPE_Q4_1] = { "Q4_1", 32, DS_Q4_1_BYTES, dequantise_q4_1, NULL, 1 },
+    [DS_TYPE_Q5_0] = { "Q5_0", 32, DS_Q5_0_BYTES, dequantise_q5_0, NULL, 1 },
+    [DS_TYPE_Q5_1] = { "Q5_1", 32, DS_Q5_1_BYTES, dequantise_q5_1, NULL, 1 },
+    [DS_TYPE_Q8_0] = { "Q8_0", 32, DS_Q8_0_BYTES, dequantise_q8_0, NULL, 1 },
+    [DS_TYPE_IQ4_NL] = { "IQ4_NL", 32, DS_IQ4_NL_BYTES, dequantise_iq4_nl, NULL, 1 },
+    [DS_TYPE_MXFP4] = { "MXFP4", 32, DS_MXFP4_BYTES, dequantise_mxfp4, NULL, 1 },
 
-/* Every number ggml has given out, so that an error can call a type by its name. */
-static const char *const names[] = {
-    [0] = "F32",
-    [1] = "F16",
-    [2] = "Q4_0",
-    [3] = "Q4_1",
-    [6] = "Q5_0",
-    [7] = "Q5_1",
-    [8] = "Q8_0",
-    [9] = "Q8_1",
-    [10] = "Q2_K",
-    [11] = "Q3_K",
-    [12] = "Q4_K",
-    [13] = "Q5_K",
-    [14] = "Q6_K",
-    [15] = "Q8_K",
-    [16] = "IQ2_XXS",
-    [17] = "IQ2_XS",
-    [18] = "IQ3_XXS",
-    [19] = "IQ1_S",
-    [20] = "IQ4_NL",
-    [21] = "IQ3_S",
-    [22] = "IQ2_S",
-    [23] = "IQ4_XS",
-    [24] = "I8",
-    [25] = "I16",
-    [26] = "I32",
-    [27] = "I64",
-    [28] = "F64",
-    [29] = "IQ1_M",
-    [30] = "BF16",
-    [34] = "TQ1_0",
-    [35] = "TQ2_0",
-    [39] = "MXFP4",
-    [40] = "NVFP4",
-    [41] = "Q1_0",
-    [42] = "Q2_0",
-    [4] = "Q4_2 (retired)",
-    [5] = "Q4_3 (retired)",
-    [31] = "Q4_0_4_4 (retired)",
-    [32] = "Q4_0_4_8 (retired)",
-    [33] = "Q4_0_8_8 (retired)",
-    [36] = "IQ4_NL_4_4 (retired)",
-    [37] = "IQ4_NL_4_8 (retired)",
-    [38] = "IQ4_NL_8_8 (retired)",
+#define SUPERBLOCK(TYPE, name, factor)                                                             \
+    [DS_TYPE_##                                                                                    \
+        TYPE] = { #TYPE, DS_SUPERBLOCK, DS_##TYPE##_BYTES, dequantise_##name, ds_unpack_##name,    \
+                  factor }
+    SUPERBLOCK(Q2_K, q2_k, 1),
+    SUPERBLOCK(Q3_K, q3_k, 1),
+    SUPERBLOCK(Q4_K, q4_k, 1),
+    SUPERBLOCK(Q5_K, q5_k, 1),
+    SUPERBLOCK(Q6_K, q6_k, 1),
+    SUPERBLOCK(IQ4_XS, iq4_xs, 1),
+    SUPERBLOCK(TQ1_0, tq1_0, 1),
+    SUPERBLOCK(TQ2_0, tq2_0, 1),
+    SUPERBLOCK(IQ2_XXS, iq2_xxs, 0.125f),
+    SUPERBLOCK(IQ2_XS, iq2_xs, 0.125f),
+    SUPERBLOCK(IQ2_S, iq2_s, 0.125f),
+    SUPERBLOCK(IQ3_XXS, iq3_xxs, 0.25f),
+    SUPERBLOCK(IQ3_S, iq3_s, 1),
+    SUPERBLOCK(IQ1_S, iq1_s, 0.125f),
+    SUPERBLOCK(IQ1_M, iq1_m, 0.125f),
+#undef SUPERBLOCK
 };
 
 const struct ds_type_traits *ds_type_traits(uint32_t type)
 {
-    if (type >= sizeof traits / sizeof traits[0] || !traits[type].name)
+    if (type >= DS_TYPE_END || !traits[type].name)
         return NULL;
     return &traits[type];
-}
-
-const char *ds_type_name(uint32_t type, char buffer[24])
-{
-    if (type < sizeof names / sizeof names[0] && names[type])
-        return names[type];
-    (void) snprintf(buffer, 24, "type %u", type);
-    return buffer;
 }
 
 uint64_t ds_type_row_bytes(uint32_t type, uint64_t n)

@@ -198,6 +198,158 @@ static void quantise_q6_k(const float *x, uint8_t *b)
     }
 }
 
+/* The code of the table's entry nearest to x. */
+static unsigned nearest_entry(const int8_t values[16], float x)
+{
+    unsigned best = 0;
+
+    for (unsigned i = 1; i < 16; i++)
+        if (fabsf(x - (float) values[i]) < fabsf(x - (float) values[best]))
+            best = i;
+    return best;
+}
+
+static void quantise_iq4_nl(const float *x, uint8_t *b)
+{
+    float d = store_f16(b, largest_signed(x, 32) / -127.0f);
+    uint8_t n[32];
+
+    for (unsigned j = 0; j < 32; j++)
+        n[j] = (uint8_t) nearest_entry(ds_iq4_values, d != 0.0f ? x[j] / d : 0.0f);
+    pack_32(n, b + 2, NULL);
+}
+
+static void quantise_mxfp4(const float *x, uint8_t *b)
+{
+    float largest = fabsf(largest_signed(x, 32));
+    int e = largest > 0.0f ? ilogbf(largest) - 2 + 127 : 0;
+    uint8_t n[32];
+    float d;
+
+    b[0] = (uint8_t) (e < 0 ? 0 : e);
+    d = ds_e8m0_half(b[0]);
+    for (unsigned j = 0; j < 32; j++)
+        n[j] = (uint8_t) nearest_entry(ds_mxfp4_values, x[j] / d);
+    pack_32(n, b + 1, NULL);
+}
+
+static void put_two_bits(uint8_t *qs, unsigned i, unsigned q)
+{
+    qs[32 * (i / 128) + i % 32] |= (uint8_t) (q << 2 * (i % 128 / 32));
+}
+
+static void quantise_q2_k(const float *x, uint8_t *b)
+{
+    float scale[16], minimum[16], scale_max = 0, minimum_max = 0, d, dmin;
+
+    memset(b, 0, DS_Q2_K_BYTES);
+    for (unsigned j = 0; j < 16; j++) {
+        float low, high;
+
+        extremes(x + 16 * j, 16, &low, &high);
+        low = low > 0.0f ? 0.0f : low;
+        scale[j] = high > low ? (high - low) / 3.0f : 0.0f;
+        minimum[j] = -low;
+        scale_max = fmaxf(scale_max, scale[j]);
+        minimum_max = fmaxf(minimum_max, minimum[j]);
+    }
+    d = store_f16(b + 80, scale_max / 15.0f);
+    dmin = store_f16(b + 82, minimum_max / 15.0f);
+    for (unsigned j = 0; j < 16; j++) {
+        int sc = nearest(scale[j], d, 0, 15), mn = nearest(minimum[j], dmin, 0, 15);
+
+        b[j] = (uint8_t) (sc | mn << 4);
+        for (unsigned i = 16 * j; i < 16 * j + 16; i++)
+            put_two_bits(b + 16, i,
+                         (unsigned) nearest(x[i] + dmin * (float) mn, d * (float) sc, 0, 3));
+    }
+}
+
+/* Scales of sub-blocks whose quants reach from -deepest, as multiples of *ret_d in -32..31. */
+static void signed_scales(const float *x, unsigned n, float deepest, uint8_t *d_at, float *ret_d,
+                          int scale[16])
+{
+    float largest = 0.0f;
+
+    for (unsigned j = 0; j < 256 / n; j++)
+        largest = fmaxf(largest, fabsf(largest_signed(x + n * j, n)));
+    *ret_d = store_f16(d_at, largest / deepest / 31.0f);
+    for (unsigned j = 0; j < 256 / n; j++)
+        scale[j] = nearest(largest_signed(x + n * j, n) / -deepest, *ret_d, -31, 31);
+}
+
+static void quantise_q3_k(const float *x, uint8_t *b)
+{
+    int scale[16];
+    float d;
+
+    memset(b, 0, DS_Q3_K_BYTES);
+    signed_scales(x, 16, 4.0f, b + 108, &d, scale);
+    for (unsigned j = 0; j < 16; j++) {
+        unsigned sc = (unsigned) (scale[j] + 32);
+
+        b[96 + j % 8] |= (uint8_t) ((sc & 15) << 4 * (j / 8));
+        b[104 + j % 4] |= (uint8_t) (sc >> 4 << 2 * (j / 4));
+    }
+    for (unsigned i = 0; i < 256; i++) {
+        unsigned n = (unsigned) (nearest(x[i], d * (float) scale[i / 16], -4, 3) + 4);
+
+        b[i % 32] |= (uint8_t) (n >> 2 << i / 32);
+        put_two_bits(b + 32, i, n & 3);
+    }
+}
+
+static void quantise_iq4_xs(const float *x, uint8_t *b)
+{
+    unsigned high = 0;
+    int scale[16];
+    float d;
+
+    memset(b, 0, DS_IQ4_XS_BYTES);
+    signed_scales(x, 32, 127.0f, b, &d, scale);
+    for (unsigned j = 0; j < 8; j++) {
+        unsigned sc = (unsigned) (scale[j] + 32);
+        float step = d * (float) scale[j];
+        uint8_t n[32];
+
+        b[4 + j / 2] |= (uint8_t) ((sc & 15) << 4 * (j % 2));
+        high |= sc >> 4 << 2 * j;
+        for (unsigned k = 0; k < 32; k++)
+            n[k] = (uint8_t) nearest_entry(ds_iq4_values, step != 0.0f ? x[32 * j + k] / step : 0);
+        pack_32(n, b + 8 + 16 * j, NULL);
+    }
+    store_u16(b + 2, (uint16_t) high);
+}
+
+static void quantise_tq1_0(const float *x, uint8_t *b)
+{
+    float d = store_f16(b + 52, fabsf(largest_signed(x, 256)));
+
+    for (unsigned run = 32, at = 0; at < 52; at += run, run = at < 48 ? 16 : 4) {
+        const unsigned n_digits = run == 4 ? 4 : 5;
+
+        for (unsigned i = 0; i < run; i++) {
+            unsigned q = 0;
+
+            for (unsigned digit = 0; digit < 5; digit++)
+                q = 3 * q +
+                    (digit < n_digits ? (unsigned) (nearest(x[run * digit + i], d, -1, 1) + 1) : 0);
+            b[at + i] = (uint8_t) ((q * 256 + 242) / 243);
+        }
+        x += n_digits * run;
+    }
+}
+
+static void quantise_tq2_0(const float *x, uint8_t *b)
+{
+    float d;
+
+    memset(b, 0, DS_TQ2_0_BYTES);
+    d = store_f16(b + 64, fabsf(largest_signed(x, 256)));
+    for (unsigned i = 0; i < 256; i++)
+        put_two_bits(b, i, (unsigned) (nearest(x[i], d, -1, 1) + 1));
+}
+
 static void (*quantiser(uint32_t type))(const float *x, uint8_t *block)
 {
     switch (type) {
@@ -211,12 +363,26 @@ static void (*quantiser(uint32_t type))(const float *x, uint8_t *block)
         return quantise_q5_1;
     case DS_TYPE_Q8_0:
         return quantise_q8_0;
+    case DS_TYPE_IQ4_NL:
+        return quantise_iq4_nl;
+    case DS_TYPE_MXFP4:
+        return quantise_mxfp4;
+    case DS_TYPE_Q2_K:
+        return quantise_q2_k;
+    case DS_TYPE_Q3_K:
+        return quantise_q3_k;
     case DS_TYPE_Q4_K:
         return quantise_q4_k;
     case DS_TYPE_Q5_K:
         return quantise_q5_k;
     case DS_TYPE_Q6_K:
         return quantise_q6_k;
+    case DS_TYPE_IQ4_XS:
+        return quantise_iq4_xs;
+    case DS_TYPE_TQ1_0:
+        return quantise_tq1_0;
+    case DS_TYPE_TQ2_0:
+        return quantise_tq2_0;
     default:
         return NULL;
     }
@@ -228,7 +394,7 @@ int ds_quantise(uint32_t type, const float *in, void *blocks, size_t n)
     void (*quantise)(const float *x, uint8_t *block) = quantiser(type);
     uint8_t *b = blocks;
 
-    if (!traits || n % traits->block_elements != 0)
+    if (!traits || n % traits->block_elements != 0 || (!quantise && traits->block_elements > 1))
         return -ENOTSUP;
     if (type == DS_TYPE_F32)
         memcpy(blocks, in, n * sizeof *in);

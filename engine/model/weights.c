@@ -42,7 +42,6 @@ int ds_load_matrix(struct ds_weight_loader *loader, int layer, const char *name,
                    uint64_t n, bool gather, struct ds_weight **ret_weight)
 {
     const struct ds_tensor *tensor;
-    char type[24];
     int r;
 
     tensor = ds_checkpoint_require(loader->checkpoint, layer, name, k, n, loader->error);
@@ -56,7 +55,7 @@ int ds_load_matrix(struct ds_weight_loader *loader, int layer, const char *name,
                             "%s: tensor '%s' of type %s (%llu x %llu) is refused "
                             "by the %s backend: take the model in another type",
                             ds_checkpoint_name(loader->checkpoint), tensor->name,
-                            ds_type_name(tensor->type, type), (unsigned long long) k,
+                            ds_type_name(tensor->type), (unsigned long long) k,
                             (unsigned long long) n, loader->backend->name);
     loader->size_bytes += loader->backend->weight_bytes(*ret_weight);
     loader->rounded = loader->rounded || tensor->type != DS_TYPE_F32;

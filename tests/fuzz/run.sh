@@ -15,7 +15,7 @@ sanitize='-fsanitize=address,undefined -fno-sanitize-recover=undefined'
 flags="-std=gnu17 -O1 -g -pthread -D_GNU_SOURCE -I. -Ibuild -w"
 mkdir -p $build
 
-make -s build/engine/text/unicode_data.c build/proto/ds.pb-c.c
+make -s build/engine/text/unicode_data.c build/engine/format/iq_grids.c build/proto/ds.pb-c.c
 echo 'int LLVMFuzzerTestOneInput(const char *d, unsigned long n) { return !d && n; }' >$build/probe.c
 if command -v clang >/dev/null && clang -fsanitize=fuzzer -o $build/probe $build/probe.c 2>/dev/null; then
     compiler='clang -fsanitize=fuzzer-no-link'; link='clang -fsanitize=fuzzer'; driver=''
@@ -34,6 +34,7 @@ files_of() {
             *.c) echo "$source" ;;
             *) ls "$source"/*.c | grep -v -e '/main\.c$' -e '_gen\.c$'
                [ "$source" != engine/text ] || echo build/engine/text/unicode_data.c
+               [ "$source" != engine/format ] || echo build/engine/format/iq_grids.c
                [ "$source" != proto ] || echo build/proto/ds.pb-c.c ;;
         esac
     done
