@@ -48,8 +48,9 @@ struct ds_adapter_use {
 
 /* One ragged batch. Row r is token tokens[r] at position positions[r] of sequence sequences[r],
  * which owns the KV blocks block_tables[sequences[r] * blocks_max + position / DS_KV_BLOCK]. Rows
- * of one sequence are consecutive and in order of position; sequences ascend. All arrays are host
- * memory. */
+ * of one sequence are consecutive and in order of position; sequences ascend. A row may attend to
+ * what any other row of the batch writes in the same layer: two sequences can share a block that
+ * one of them only now fills. All arrays are host memory. */
 struct ds_batch {
     uint32_t n_tokens;
     uint32_t n_sequences;
@@ -99,12 +100,20 @@ struct ds_experts {
 };
 
 struct ds_backend {
-    const char *name; /* "cpu", "cuda": as printed by dsctl status */
+    const char *name;   /* "cpu", "cuda": as printed by dsctl status */
+    unsigned n_threads; /* that parallel() may use at once, the caller's included; 0 counts as 1 */
 
     /* Called by a forward pass once a layer: the sign of life of a step that takes long. Set by who
      * owns the backend; NULL: nobody wants to know. */
     void (*pulse)(void *arg);
     void *pulse_arg;
+
+    /* Host work between operations, such as sampling: calls item(arg, 0..n-1, thread), each once,
+     * on the threads that compute else, and returns when all are done. thread < n_threads: an index
+     * for scratch memory. Who runs which item is chance. NULL: there are no threads but the
+     * caller's. */
+    void (*parallel)(struct ds_backend *backend,
+                     void (*item)(void *arg, uint32_t i, unsigned thread), void *arg, uint32_t n);
 
     /* --- memory --- */
     struct ds_buffer *(*buffer_new)(struct ds_backend *backend,

@@ -5,6 +5,18 @@
 
 #include "proto/base.h"
 
+/* Rows of a batch whose logits can be had: a score wants one for each token, drafts some. */
+enum { OUTPUTS_MIN = 64 };
+
+static uint32_t outputs_max(const struct ds_link_environment *environment)
+{
+    uint32_t n = environment->sequences_max;
+
+    if (n < OUTPUTS_MIN)
+        n = OUTPUTS_MIN;
+    return n < environment->batch_tokens_max ? n : environment->batch_tokens_max;
+}
+
 static void link_model_free_p(struct ds_link_model **model)
 {
     (void) ds_link_model_free(*model);
@@ -76,6 +88,7 @@ static int open_scheduler(struct ds_link_model *model, const struct ds_link_mode
     struct ds_scheduler_options options = {
         .batch_tokens_max = environment->batch_tokens_max,
         .sequences_max = environment->sequences_max,
+        .outputs_max = outputs_max(environment),
         .step_usec_target = environment->step_usec_target,
         .prefix_salt = environment->prefix_salt,
     };
@@ -138,7 +151,7 @@ int ds_link_model_open(struct ds_link_model **ret_model, const struct ds_link_mo
     if (r < 0)
         return r;
     r = ds_model_load(&model->weights, environment->backend, model->checkpoint,
-                      environment->batch_tokens_max, environment->sequences_max, progress, arg,
+                      environment->batch_tokens_max, outputs_max(environment), progress, arg,
                       error);
     if (r < 0)
         return r;

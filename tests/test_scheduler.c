@@ -234,6 +234,41 @@ static void a_known_prefix_is_not_computed_again_but_only_for_its_user(void **st
     ds_assert_same_answer(&f->serving.answers[3], &expected);
 }
 
+static void what_equal_prompts_begin_with_is_computed_once(void **state)
+{
+    struct fixture *f = *state;
+    struct ds_scheduler_options options = ds_serving_options();
+    struct ds_spec specs[6];
+    struct ds_answer expected[6];
+
+    for (unsigned i = 0; i < 6; i++) {
+        specs[i] = greedy(200, 20, i == 5 ? 2 : 1); /* the last is another user's */
+        memcpy(specs[i].tokens, specs[0].tokens, sizeof specs[i].tokens);
+        specs[i].tokens[180 + i % 5] = 7; /* after 160 tokens, five blocks, they differ */
+        specs[i].sampling.temperature = 1.0f;
+        specs[i].sampling.seed = i;
+        ds_serving_alone(&f->serving, &specs[i], &expected[i]);
+    }
+    for (unsigned batch = 512; batch > 8; batch /= 3) { /* in one batch and in many */
+        options.batch_tokens_max = batch < 64 ? batch : 64;
+        ds_serving_start(&f->serving, &options, 6);
+        for (unsigned i = 0; i < 6; i++)
+            ds_serving_add(&f->serving, &specs[i], i);
+        for (unsigned i = 0; i < 4; i++)
+            (void) ds_serving_step(&f->serving);
+        if (batch == 56) /* put back and cancelled ones must not take shared blocks along */
+            ds_scheduler_cancel(f->serving.scheduler, 0);
+        ds_serving_run(&f->serving);
+        for (unsigned i = 0; i < 6; i++) {
+            if (f->serving.answers[i].finish != DS_FINISH_CANCELLED)
+                ds_assert_same_answer(&f->serving.answers[i], &expected[i]);
+            if (batch != 56) /* the oldest computes, the four others of its user share */
+                assert_int_equal(f->serving.answers[i].n_cached, i == 0 || i == 5 ? 0 : 160);
+        }
+        assert_int_equal(ds_kv_cache_n_free(f->serving.scheduler->cache), options.n_blocks);
+    }
+}
+
 static void a_score_is_the_sum_of_the_steps_however_it_is_cut(void **state)
 {
     struct fixture *f = *state;
@@ -533,6 +568,7 @@ int main(void)
         cmocka_unit_test(arrivals_cancels_budgets_and_cache_sizes_do_not_show),
         cmocka_unit_test(an_answer_goes_on_from_wherever_it_was_cut),
         cmocka_unit_test(a_known_prefix_is_not_computed_again_but_only_for_its_user),
+        cmocka_unit_test(what_equal_prompts_begin_with_is_computed_once),
         cmocka_unit_test(a_score_is_the_sum_of_the_steps_however_it_is_cut),
         cmocka_unit_test(a_second_user_does_not_wait_for_all_of_the_first),
         cmocka_unit_test(a_user_with_nothing_running_gets_a_place_of_who_has_several),

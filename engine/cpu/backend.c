@@ -79,6 +79,11 @@ static size_t weight_bytes(const struct ds_weight *weight)
     return weight->panels.size_bytes;
 }
 
+static void parallel(struct ds_backend *backend, ds_pool_item item, void *arg, uint32_t n)
+{
+    ds_pool_run(ds_cpu(backend)->pool, item, arg, n, 1);
+}
+
 static const char *describe(const struct ds_backend *backend)
 {
     return ((const struct ds_cpu *) backend)->description;
@@ -111,6 +116,7 @@ static void close_p(struct ds_cpu **cpu)
 
 static const struct ds_backend table = {
     .name = "cpu",
+    .parallel = parallel,
     .buffer_new = buffer_new,
     .buffer_free = buffer_free,
     .write = write_buffer,
@@ -156,7 +162,7 @@ int ds_backend_cpu(struct ds_backend **ret_backend, const struct ds_cpu_options 
                     options->spin_usec ? options->spin_usec : DS_POOL_SPIN_DEFAULT);
     if (r < 0)
         return r;
-    n_threads = ds_pool_n_threads(cpu->pool);
+    cpu->backend.n_threads = n_threads = ds_pool_n_threads(cpu->pool);
     cpu->threads = calloc(n_threads, sizeof *cpu->threads);
     if (!cpu->threads)
         return -ENOMEM;

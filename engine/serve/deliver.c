@@ -85,57 +85,42 @@ void ds_scheduler_end(struct ds_scheduler *s, struct ds_sequence *sequence, enum
 
 /* --- scores --- */
 
-static void count_scores(struct ds_scheduler *s, struct ds_sequence *sequence, const float *logits)
+static void deliver_score(struct ds_scheduler *s, struct ds_sequence *sequence, uint64_t now,
+                          ds_output_sink *sink, void *arg)
 {
-    const struct ds_job *job = &sequence->job;
-
-    for (uint32_t i = 0; i < sequence->n_outputs; i++, logits += s->n_vocab) {
-        uint32_t position = sequence->n_computed - sequence->n_outputs + i;
-
-        assert(position == sequence->n_scored);
-        if (position + 1 < job->n_prompt)
-            sequence->nll -= ds_logprob(logits, s->n_vocab, job->tokens[position + 1]);
-        sequence->n_scored++;
-    }
-}
-
-static void deliver_score(struct ds_scheduler *s, struct ds_sequence *sequence, const float *logits,
-                          uint64_t now, ds_output_sink *sink, void *arg)
-{
-    struct ds_top_token top[DS_LOGPROBS_MAX];
     struct ds_output output = describe(sequence);
 
-    count_scores(s, sequence, logits);
+    for (uint32_t i = 0; i < sequence->n_outputs; i++, sequence->n_scored++) {
+        assert(sequence->n_computed - sequence->n_outputs + i == sequence->n_scored);
+        if (sequence->n_scored + 1 < sequence->job.n_prompt)
+            sequence->nll -= s->logprobs[sequence->first_output + i];
+    }
     if (sequence->n_scored < sequence->job.n_prompt)
         return;
-    ds_top_logprobs(logits + (size_t) (sequence->n_outputs - 1) * s->n_vocab, s->n_vocab, top,
-                    sequence->job.n_top);
     output.nll = sequence->nll;
-    output.top = top;
+    output.top =
+        s->top + (size_t) (sequence->first_output + sequence->n_outputs - 1) * DS_LOGPROBS_MAX;
     output.n_top = sequence->job.n_top;
     finish(s, sequence, &output, DS_FINISH_STOP, now, sink, arg);
 }
 
 /* --- answers --- */
 
-void ds_scheduler_deliver(struct ds_scheduler *s, struct ds_sequence *sequence, const float *logits,
-                          uint64_t now, ds_output_sink *sink, void *arg)
+void ds_scheduler_deliver(struct ds_scheduler *s, struct ds_sequence *sequence, uint64_t now,
+                          ds_output_sink *sink, void *arg)
 {
     const struct ds_job *job = &sequence->job;
-    struct ds_top_token top[DS_LOGPROBS_MAX];
+    uint32_t row = sequence->first_output;
     struct ds_output output;
     struct ds_bytes text;
     float logprob;
-    uint32_t token;
 
     if (job->score) {
-        deliver_score(s, sequence, logits, now, sink, arg);
+        deliver_score(s, sequence, now, sink, arg);
         return;
     }
     assert(sequence->n_outputs == 1 && ds_sequence_n_missing(sequence) == 0);
-    token = ds_sampler_pick(s->sampler, &job->sampling, logits, job->tokens, sequence->n_tokens,
-                            sequence->n_tokens);
-    if (ds_sequence_append(sequence, s->tokenizer, token, &text) < 0) {
+    if (ds_sequence_append(sequence, s->tokenizer, s->picked[row], &text) < 0) {
         sequence->ended = DS_FINISH_ERROR;
         text = (struct ds_bytes){ 0 };
     }
@@ -145,15 +130,14 @@ void ds_scheduler_deliver(struct ds_scheduler *s, struct ds_sequence *sequence, 
 
     output = describe(sequence);
     output.n_tokens = 1;
-    output.tokens = &token;
+    output.tokens = &s->picked[row];
     output.text = text;
     if (job->want_logprobs || job->n_top > 0) {
-        logprob = (float) ds_logprob(logits, s->n_vocab, token);
+        logprob = (float) s->logprobs[row];
         output.logprobs = &logprob;
     }
     if (job->n_top > 0) {
-        ds_top_logprobs(logits, s->n_vocab, top, job->n_top);
-        output.top = top;
+        output.top = s->top + (size_t) row * DS_LOGPROBS_MAX;
         output.n_top = job->n_top;
     }
     if (sequence->ended) {

@@ -170,6 +170,14 @@ uint32_t ds_kv_cache_match(struct ds_kv_cache *cache, struct ds_kv_owner owner,
     return found;
 }
 
+void ds_kv_cache_share(struct ds_kv_cache *cache, const uint32_t *blocks, uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i++) {
+        assert(blocks[i] < cache->n_blocks && cache->blocks[blocks[i]].refs > 0);
+        cache->blocks[blocks[i]].refs++;
+    }
+}
+
 int ds_kv_cache_take(struct ds_kv_cache *cache, uint32_t n, uint32_t *ret_blocks)
 {
     if (n > cache->n_free)

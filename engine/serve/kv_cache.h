@@ -48,6 +48,9 @@ struct ds_kv_cache *ds_kv_cache_free(struct ds_kv_cache *cache);
 uint32_t ds_kv_cache_match(struct ds_kv_cache *cache, struct ds_kv_owner owner,
                            const uint32_t *tokens, size_t n, uint32_t *ret_blocks);
 
+/* Refers once more to each of blocks, which somebody of the same user refers to already. */
+void ds_kv_cache_share(struct ds_kv_cache *cache, const uint32_t *blocks, uint32_t n);
+
 /* Takes n free blocks, or none: DS_KV_CACHE_OK, DS_KV_CACHE_FULL. */
 int ds_kv_cache_take(struct ds_kv_cache *cache, uint32_t n, uint32_t *ret_blocks);
 

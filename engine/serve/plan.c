@@ -8,13 +8,24 @@
  *
  * A sequence gets the blocks of all tokens it has when it starts to run, so only growth, one block
  * every DS_KV_BLOCK tokens, can run short. It is started only if every running one could grow by a
- * block as well: else it would soon be put back again.
+ * block as well: else it would soon be put back again. One that begins like an older sequence of
+ * its user shares its blocks as soon as they are in a batch, and waits for that.
  */
 #include <assert.h>
 
 #include "engine/serve/scheduler_state.h"
 
-enum { CHUNK_MIN = 16 }; /* prompt rows in a step with decodes, however slow the machine */
+enum {
+    CHUNK_MIN = 16, /* prompt rows in a step with decodes, however slow the machine */
+    WAIT_BLOCKS = 2 /* so many blocks that another is about to compute are worth a wait */
+};
+
+/* What became of a try to start a sequence. */
+enum admission {
+    ADMITTED,
+    NO_ROOM,
+    BETTER_LATER, /* an older sequence is computing what this one begins with */
+};
 
 /* --- running and waiting --- */
 
@@ -51,24 +62,75 @@ static void put_back(struct ds_scheduler *s, struct ds_sequence *sequence)
     ds_user_enqueue(sequence->user, sequence);
 }
 
+/* Leading full blocks that two lists of tokens have in common. */
+static uint32_t n_common_blocks(const uint32_t *a, const uint32_t *b, uint32_t n_tokens)
+{
+    uint32_t n = 0;
+
+    while ((n + 1) * DS_KV_BLOCK <= n_tokens &&
+           memcmp(a + (size_t) n * DS_KV_BLOCK, b + (size_t) n * DS_KV_BLOCK,
+                  DS_KV_BLOCK * sizeof *a) == 0)
+        n++;
+    return n;
+}
+
+/* Blocks that older running sequences of the same user hold, or will, of the first n_sharable
+ * tokens, the last of which must be left to compute. *ret_ready: of these, what is computed when
+ * this step is done, from *ret_peer. Publishing goes by age: hence older ones only. */
+static uint32_t find_peer(const struct ds_scheduler *s, const struct ds_sequence *sequence,
+                          uint32_t n_sharable, const struct ds_sequence **ret_peer,
+                          uint32_t *ret_ready)
+{
+    uint32_t most = 0;
+
+    *ret_ready = 0;
+    for (uint32_t i = 0; i < s->n_running && s->running[i]->arrival < sequence->arrival; i++) {
+        const struct ds_sequence *peer = s->running[i];
+        uint32_t n = n_sharable - 1 < peer->n_tokens ? n_sharable - 1 : peer->n_tokens, ready;
+
+        if (peer->user != sequence->user)
+            continue;
+        n = n_common_blocks(peer->job.tokens, sequence->job.tokens, n);
+        ready = (peer->n_computed + peer->n_planned) / DS_KV_BLOCK;
+        most = n > most ? n : most;
+        ready = ready < n ? ready : n;
+        if (ready > *ret_ready) {
+            *ret_ready = ready;
+            *ret_peer = peer;
+        }
+    }
+    return most;
+}
+
 /* Starts a waiting sequence if there is a place and room for all its tokens. */
-static bool admit(struct ds_scheduler *s, struct ds_sequence *sequence, uint64_t now)
+static enum admission admit(struct ds_scheduler *s, struct ds_sequence *sequence, uint64_t now)
 {
     uint32_t reserve = s->n_running; /* a block more for each */
-    uint32_t found, missing;
-    size_t sharable = sequence->n_tokens;
+    uint32_t sharable = sequence->n_tokens, found, missing, common, ready;
+    const struct ds_sequence *peer = NULL;
 
     if (s->n_running == s->options.sequences_max)
-        return false;
+        return NO_ROOM;
     if (sequence->job.score) /* rows not yet counted must be computed */
         sharable = sequence->n_scored + 1;
     found = ds_kv_cache_match(s->cache, ds_sequence_owner(sequence), sequence->job.tokens, sharable,
                               sequence->blocks);
+    common = find_peer(s, sequence, sharable, &peer, &ready);
+    if (common >= found + WAIT_BLOCKS && common > ready) {
+        ds_kv_cache_release(s->cache, sequence->blocks, found);
+        return BETTER_LATER;
+    }
+    if (ready > found) {
+        ds_kv_cache_share(s->cache, peer->blocks + found, ready - found);
+        memcpy(sequence->blocks + found, peer->blocks + found,
+               (ready - found) * sizeof *peer->blocks);
+        found = ready;
+    }
     missing = ds_blocks_of(sequence->n_tokens) - found;
     if (missing + reserve > ds_kv_cache_n_free(s->cache)) {
         ds_kv_cache_release(s->cache, sequence->blocks, found);
         assert(s->n_running > 0); /* alone it fits: its limit is within the cache */
-        return false;
+        return NO_ROOM;
     }
     (void) ds_kv_cache_take(s->cache, missing, sequence->blocks + found);
     sequence->n_blocks = found + missing;
@@ -82,7 +144,7 @@ static bool admit(struct ds_scheduler *s, struct ds_sequence *sequence, uint64_t
                                                                            : sequence->job.n_prompt;
     }
     run(s, sequence);
-    return true;
+    return ADMITTED;
 }
 
 /* --- 1: a user with nothing running --- */
@@ -142,7 +204,7 @@ static void make_room_for_the_starved(struct ds_scheduler *s, uint64_t now)
     sequence = user->oldest;
     if (ds_blocks_of(sequence->n_tokens) + s->n_running > n_dispensable_blocks(s))
         return;
-    while (!admit(s, sequence, now)) {
+    while (admit(s, sequence, now) != ADMITTED) {
         victim = most_dispensable(s);
         if (!victim)
             return;
@@ -280,9 +342,17 @@ static void plan_prompts(struct ds_scheduler *s, uint64_t now)
 
         if (!sequence)
             break;
-        if (!sequence->running && !admit(s, sequence, now)) {
-            admitting = false; /* nor may anybody overtake it */
-            continue;
+        if (!sequence->running) {
+            enum admission admission = admit(s, sequence, now);
+
+            if (admission == NO_ROOM) {
+                admitting = false; /* nor may anybody overtake it */
+                continue;
+            }
+            if (admission == BETTER_LATER) {
+                sequence->planned_in = s->n_steps;
+                continue;
+            }
         }
         sequence->planned_in = s->n_steps;
         budget -= plan_chunk(s, sequence, budget);

@@ -28,6 +28,29 @@ static int make_cache(struct ds_scheduler *s, struct ds_error *error)
     return 0;
 }
 
+/* What depends on the rows with logits, and on the threads that look at them. */
+static int make_outputs(struct ds_scheduler *s)
+{
+    uint32_t n = s->options.outputs_max;
+
+    s->n_samplers = s->backend->parallel && s->backend->n_threads ? s->backend->n_threads : 1;
+    s->samplers = calloc(s->n_samplers, sizeof(struct ds_sampler *));
+    s->logits = malloc((size_t) n * s->n_vocab * sizeof *s->logits);
+    s->output_owner = calloc(n, sizeof(struct ds_sequence *));
+    s->picked = calloc(n, sizeof *s->picked);
+    s->logprobs = calloc(n, sizeof *s->logprobs);
+    s->top = calloc((size_t) n * DS_LOGPROBS_MAX, sizeof *s->top);
+    if (!s->samplers || !s->logits || !s->output_owner || !s->picked || !s->logprobs || !s->top)
+        return -ENOMEM;
+    for (unsigned i = 0; i < s->n_samplers; i++) {
+        int r = ds_sampler_new(&s->samplers[i], s->n_vocab);
+
+        if (r < 0)
+            return r;
+    }
+    return 0;
+}
+
 static int make_batch(struct ds_scheduler *s, struct ds_error *error)
 {
     const struct ds_scheduler_options *o = &s->options;
@@ -41,9 +64,8 @@ static int make_batch(struct ds_scheduler *s, struct ds_error *error)
     s->outputs = calloc(o->outputs_max, sizeof *s->outputs);
     s->block_tables = calloc((size_t) o->sequences_max * blocks_max, sizeof *s->block_tables);
     s->adapters = calloc(o->sequences_max, sizeof *s->adapters);
-    s->logits = malloc((size_t) o->outputs_max * s->n_vocab * sizeof *s->logits);
     if (!s->running || !s->in_batch || !s->tokens || !s->positions || !s->sequences ||
-        !s->outputs || !s->block_tables || !s->adapters || !s->logits)
+        !s->outputs || !s->block_tables || !s->adapters || make_outputs(s) < 0)
         return ds_error_set(error, -ENOMEM,
                             "no memory for batches of %u rows: unload another model",
                             o->batch_tokens_max);
@@ -83,8 +105,6 @@ int ds_scheduler_new(struct ds_scheduler **ret_scheduler, struct ds_backend *bac
     r = make_cache(s, error);
     if (r == 0)
         r = make_batch(s, error);
-    if (r == 0)
-        r = ds_sampler_new(&s->sampler, s->n_vocab);
     if (r < 0) {
         (void) ds_scheduler_free(s);
         return r;
@@ -117,7 +137,13 @@ struct ds_scheduler *ds_scheduler_free(struct ds_scheduler *s)
     if (s->kv)
         s->backend->kv_free(s->backend, s->kv);
     (void) ds_kv_cache_free(s->cache);
-    (void) ds_sampler_free(s->sampler);
+    for (unsigned i = 0; s->samplers && i < s->n_samplers; i++)
+        (void) ds_sampler_free(s->samplers[i]);
+    free(s->samplers);
+    free(s->output_owner);
+    free(s->picked);
+    free(s->logprobs);
+    free(s->top);
     free(s->running);
     free(s->in_batch);
     free(s->tokens);
@@ -229,14 +255,17 @@ static void build_batch(struct ds_scheduler *s)
 
         if (sequence->n_planned == 0)
             continue;
+        sequence->first_output = batch->n_outputs;
         for (uint32_t j = 0; j < sequence->n_planned; j++) {
             uint32_t row = batch->n_tokens++, position = sequence->n_computed + j;
 
             s->tokens[row] = sequence->job.tokens[position];
             s->positions[row] = position;
             s->sequences[row] = slot;
-            if (j >= sequence->n_planned - sequence->n_outputs)
+            if (j >= sequence->n_planned - sequence->n_outputs) {
+                s->output_owner[batch->n_outputs] = sequence;
                 s->outputs[batch->n_outputs++] = row;
+            }
         }
         memcpy(s->block_tables + (size_t) slot * batch->blocks_max, sequence->blocks,
                sequence->n_blocks * sizeof *sequence->blocks);
@@ -288,7 +317,6 @@ static void publish(struct ds_scheduler *s, struct ds_sequence *sequence)
 int ds_scheduler_step(struct ds_scheduler *s, ds_output_sink *sink, void *arg)
 {
     uint64_t before = ds_now_nsec(), after;
-    const float *logits = s->logits;
     int r;
 
     end_what_is_due(s, before, sink, arg);
@@ -301,16 +329,15 @@ int ds_scheduler_step(struct ds_scheduler *s, ds_output_sink *sink, void *arg)
     r = ds_model_forward(s->model, s->kv, &s->batch, s->logits);
     if (r < 0)
         return r;
+    ds_scheduler_draw(s);
     after = ds_now_nsec();
     learn(s, after - before);
     for (uint32_t i = 0; i < s->batch.n_sequences; i++) {
         struct ds_sequence *sequence = s->in_batch[i];
-        uint32_t n_outputs = sequence->n_outputs;
 
         publish(s, sequence);
-        if (n_outputs > 0)
-            ds_scheduler_deliver(s, sequence, logits, after, sink, arg);
-        logits += (size_t) n_outputs * s->n_vocab;
+        if (sequence->n_outputs > 0)
+            ds_scheduler_deliver(s, sequence, after, sink, arg);
     }
     return ds_scheduler_idle(s) ? 0 : 1;
 }

@@ -4,7 +4,8 @@
  *
  *      scheduler.c   life, jobs in, one step: end what must end, plan, compute, deliver
  *      plan.c        which rows the next batch has: growth, admission, prompt chunks
- *      deliver.c     from logits to tokens, text and outputs
+ *      draw.c        from logits to tokens, on all threads
+ *      deliver.c     from tokens to text and outputs
  *
  * Running sequences are kept in order of arrival: the last one is the youngest, the first to be put
  * back when blocks run out. The oldest is never put back for another, so something always ends.
@@ -25,7 +26,8 @@ struct ds_scheduler {
 
     struct ds_kv *kv;
     struct ds_kv_cache *cache;
-    struct ds_sampler *sampler;
+    struct ds_sampler **samplers; /* [n_samplers] one for each thread of the backend */
+    unsigned n_samplers;
     struct ds_users users;
     struct ds_sequence **running; /* [sequences_max], n_running of them, by arrival */
     uint32_t n_running;
@@ -50,6 +52,13 @@ struct ds_scheduler {
     struct ds_adapter_use *adapters; /* [sequences_max] */
     float *logits;                   /* [outputs_max][n_vocab] */
 
+    /* draw.c: what the rows with logits say */
+    struct ds_sequence **output_owner; /* [outputs_max] */
+    uint32_t *picked;                  /* [outputs_max] the token drawn; not for scores */
+    double *logprobs;                  /* [outputs_max] of picked or of the text's next token */
+    struct ds_top_token *top; /* [outputs_max * DS_LOGPROBS_MAX]; the k-th row of a sequence
+                                 at first_output * DS_LOGPROBS_MAX + k * n_top */
+
     char *text; /* scratch: an output's text while the detokeniser is asked for the rest */
     size_t text_capacity;
 };
@@ -61,10 +70,14 @@ void ds_scheduler_plan(struct ds_scheduler *scheduler, uint64_t now);
 /* Gives back a running sequence's blocks and its place. */
 void ds_scheduler_stop(struct ds_scheduler *scheduler, struct ds_sequence *sequence);
 
-/* deliver.c: turns the logits of sequence, logits[n_outputs][n_vocab], into an output. Frees the
- * sequence where that was its last. now: when the batch was done. */
+/* draw.c: fills picked, logprobs and top from the batch's logits. Sequences are as they were when
+ * the batch was planned. */
+void ds_scheduler_draw(struct ds_scheduler *scheduler);
+
+/* deliver.c: turns what was drawn for sequence into an output. Frees the sequence where that was
+ * its last. now: when the batch was done. */
 void ds_scheduler_deliver(struct ds_scheduler *scheduler, struct ds_sequence *sequence,
-                          const float *logits, uint64_t now, ds_output_sink *sink, void *arg);
+                          uint64_t now, ds_output_sink *sink, void *arg);
 
 /* Reports reason and frees the sequence, running or waiting. */
 void ds_scheduler_end(struct ds_scheduler *scheduler, struct ds_sequence *sequence,

@@ -40,9 +40,10 @@ struct ds_sequence {
     double nll;
 
     /* the step being planned */
-    uint64_t planned_in; /* number of the last step that considered it */
-    uint32_t n_planned;  /* rows */
-    uint32_t n_outputs;  /* of these, trailing ones whose logits are wanted */
+    uint64_t planned_in;   /* number of the last step that considered it */
+    uint32_t n_planned;    /* rows */
+    uint32_t n_outputs;    /* of these, trailing ones whose logits are wanted */
+    uint32_t first_output; /* their first one among the batch's */
 
     bool reported;     /* its first output has been made */
     uint32_t n_cached; /* prompt tokens found in the prefix cache when it first ran */
