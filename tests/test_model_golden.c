@@ -123,7 +123,8 @@ static void check_golden(struct ds_backend *backend, const char *relative, uint3
 }
 
 static const char *const plain_models[] = { "gguf/llama.golden", "gguf/llama3rope.golden",
-                                            "gguf/qwen2.golden", "gguf/qwen3.golden" };
+                                            "gguf/qwen2.golden", "gguf/qwen3.golden",
+                                            "gguf/qwen3moe.golden" };
 
 static const char *const quantised_models[] = {
     "quant/q-llama-F16.golden",    "quant/q-llama-BF16.golden",   "quant/q-llama-Q8_0.golden",

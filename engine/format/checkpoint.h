@@ -61,7 +61,7 @@ struct ds_tensor {
     uint64_t size_bytes;
 };
 
-enum ds_architecture { DS_ARCH_LLAMA, DS_ARCH_QWEN2, DS_ARCH_QWEN3 };
+enum ds_architecture { DS_ARCH_LLAMA, DS_ARCH_QWEN2, DS_ARCH_QWEN3, DS_ARCH_QWEN3MOE };
 /* How a mixture of experts turns its router's logits into scores. */
 enum ds_gating {
     DS_GATING_SOFTMAX,        /* over all experts */
@@ -93,6 +93,21 @@ struct ds_hyper {
     uint32_t rope_original_context;
     float rope_beta_fast, rope_beta_slow; /* YaRN */
     float rope_attn_factor;
+    /* mixture of experts; n_experts 0: there is none, and none of the following */
+    uint32_t n_experts;
+    uint32_t n_experts_used;       /* for one row */
+    uint32_t n_experts_shared;     /* beside those, for every row; stored as one */
+    uint32_t expert_ffn_width;     /* of one expert */
+    uint32_t shared_ffn_width;     /* of all shared experts together */
+    uint32_t n_leading_dense;      /* layers before the first one that has experts */
+    uint32_t n_expert_groups;      /* 0 or 1: no groups */
+    uint32_t n_expert_groups_used; /* experts are chosen from these alone */
+    bool expert_groups_by_two;     /* a group is worth its two best experts, else its best */
+    bool expert_weights_norm;      /* the weights of the chosen are divided by their sum */
+    float expert_weights_scale;    /* and multiplied by this */
+    enum ds_gating gating;
+
+    uint32_t n_nextn; /* layers at the end, counted in n_layers, that predict further tokens */
 };
 
 struct ds_bytes {

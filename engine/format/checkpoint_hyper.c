@@ -8,6 +8,7 @@ static const struct {
     [DS_ARCH_LLAMA] = { "llama", false },
     [DS_ARCH_QWEN2] = { "qwen2", true },
     [DS_ARCH_QWEN3] = { "qwen3", true },
+    [DS_ARCH_QWEN3MOE] = { "qwen3moe", true },
 };
 
 /* Keys that carry the architecture's name: "llama.block_count". */
@@ -96,14 +97,13 @@ static int choose_architecture(struct ds_checkpoint *checkpoint, struct ds_error
     if (checkpoint->vocab_only)
         return 0;
     return ds_error_set(error, -ENOTSUP,
-                        "%s: architecture '%s' is not supported: this build runs llama, qwen2 and "
-                        "qwen3 models",
+                        "%s: architecture '%s' is not supported: this build runs llama, qwen2, "
+                        "qwen3 and qwen3moe models",
                         checkpoint->files[0].label, checkpoint->architecture);
 }
 
 static int read_sizes(struct prefixed *keys, struct ds_hyper *hyper)
 {
-    uint32_t experts = 0;
     int r;
 
     r = get_u32(keys, "block_count", true, &hyper->n_layers);
@@ -130,13 +130,6 @@ static int read_sizes(struct prefixed *keys, struct ds_hyper *hyper)
         r = get_u32(keys, "attention.sliding_window", false, &hyper->window);
     if (r == 0)
         r = get_u32(keys, "vocab_size", false, &hyper->n_vocab);
-    if (r == 0)
-        r = get_u32(keys, "expert_count", false, &experts);
-    if (r == 0 && experts > 0 && keys->required)
-        return ds_error_set(keys->reader.error, -ENOTSUP,
-                            "%s: a mixture of %u experts, which this build cannot run: "
-                            "use a dense %s model",
-                            keys->reader.gguf->label, experts, keys->architecture);
     return r;
 }
 
@@ -224,6 +217,8 @@ int ds_checkpoint_read_hyper(struct ds_checkpoint *checkpoint, struct ds_error *
     r = read_sizes(&keys, &checkpoint->hyper);
     if (r == 0)
         r = read_rope(&keys, &checkpoint->hyper);
+    if (r == 0)
+        r = ds_checkpoint_read_experts(checkpoint, error);
     return r;
 }
 
@@ -288,6 +283,9 @@ int ds_checkpoint_check_hyper(const struct ds_checkpoint *checkpoint, struct ds_
         return contradiction(checkpoint, error, "its RoPE base or scaling is not positive");
     if (!(h->rope_beta_fast > 0.0f) || !(h->rope_beta_slow > 0.0f))
         return contradiction(checkpoint, error, "its YaRN bounds are not positive");
+    r = ds_checkpoint_check_experts(checkpoint, error);
+    if (r < 0)
+        return r;
     if (h->n_vocab != checkpoint->vocab.n_tokens)
         return ds_error_set(error, -EINVAL,
                             "%s: %u tokens in its vocabulary, but %u rows of token_embd.weight: "

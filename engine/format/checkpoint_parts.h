@@ -2,7 +2,8 @@
 /*
  * checkpoint_parts.h - what the files of the checkpoint share; nobody else includes it.
  *
- * Opening goes: files (checkpoint.c) -> architecture and hyper-parameters (checkpoint_hyper.c) ->
+ * Opening goes: files (checkpoint.c) -> architecture and hyper-parameters (checkpoint_hyper.c,
+ * checkpoint_experts.c) ->
  * vocabulary and advice (checkpoint_vocab.c) -> tensors -> printable keys (checkpoint_metadata.c).
  */
 #pragma once
@@ -51,5 +52,8 @@ int ds_key_layers(const struct ds_key_reader *reader, const char *name, bool req
 
 int ds_checkpoint_read_hyper(struct ds_checkpoint *checkpoint, struct ds_error *error);
 int ds_checkpoint_check_hyper(const struct ds_checkpoint *checkpoint, struct ds_error *error);
+/* Of mixtures of experts; checkpoint_experts.c, called by the two above. */
+int ds_checkpoint_read_experts(struct ds_checkpoint *checkpoint, struct ds_error *error);
+int ds_checkpoint_check_experts(const struct ds_checkpoint *checkpoint, struct ds_error *error);
 int ds_checkpoint_read_vocab(struct ds_checkpoint *checkpoint, struct ds_error *error);
 int ds_checkpoint_read_metadata(struct ds_checkpoint *checkpoint, struct ds_error *error);

@@ -4,18 +4,18 @@
 #include <assert.h>
 #include <math.h>
 
+#include "engine/model/ffn.h"
 #include "engine/model/rope.h"
 
 struct layer {
     struct ds_buffer *attention_norm;  /* [width] */
     struct ds_weight *wq, *wk, *wv;    /* {width, heads * dim} */
     struct ds_buffer *bq, *bk, *bv;    /* NULL but in qwen2 */
-    struct ds_buffer *q_norm, *k_norm; /* [key_dim], NULL but in qwen3 */
+    struct ds_buffer *q_norm, *k_norm; /* [key_dim], NULL but in qwen3, qwen3moe */
     struct ds_weight *wo;              /* {n_heads * value_dim, width} */
     struct ds_buffer *bo;              /* NULL nearly always */
     struct ds_buffer *ffn_norm;        /* [width] */
-    struct ds_weight *gate, *up;       /* {width, ffn_width} */
-    struct ds_weight *down;            /* {ffn_width, width} */
+    struct ds_ffn ffn;
 };
 
 struct ds_llama {
@@ -25,6 +25,7 @@ struct ds_llama {
     uint32_t batch_max, outputs_max;
     struct ds_rope rope;
     float *frequencies; /* [rope_dims / 2] */
+    struct ds_ffn_memory ffn;
 
     struct ds_weight *embedding; /* {width, n_vocab} */
     struct layer *layers;        /* [n_layers] */
@@ -36,7 +37,6 @@ struct ds_llama {
     struct ds_buffer *h;         /* [B][width] normed */
     struct ds_buffer *q, *k, *v; /* [B][heads][dim] */
     struct ds_buffer *mix;       /* [B][n_heads][value_dim] what attention gives */
-    struct ds_buffer *g, *u;     /* [B][ffn_width] */
     struct ds_buffer *x_out;     /* [O][width] rows whose logits are wanted */
     struct ds_buffer *mix_out;   /* [O][n_heads][value_dim] */
     struct ds_buffer *logits;    /* [O][n_vocab] */
@@ -75,32 +75,12 @@ static int load_attention(struct ds_weight_loader *loader, const struct ds_hyper
         if (r < 0)
             return r;
     }
-    if (h->architecture != DS_ARCH_QWEN3)
+    if (h->architecture != DS_ARCH_QWEN3 && h->architecture != DS_ARCH_QWEN3MOE)
         return 0;
     r = ds_load_vector(loader, i, "attn_q_norm.weight", h->key_dim, &layer->q_norm);
     if (r < 0)
         return r;
     return ds_load_vector(loader, i, "attn_k_norm.weight", h->key_dim, &layer->k_norm);
-}
-
-static int load_ffn(struct ds_weight_loader *loader, const struct ds_hyper *h, int i,
-                    struct layer *layer)
-{
-    int r;
-
-    if (ds_has_tensor(loader, i, "ffn_gate_inp.weight"))
-        return ds_error_set(loader->error, -ENOTSUP,
-                            "%s: layer %d is a mixture of experts, which this build cannot run: "
-                            "take a dense model",
-                            ds_checkpoint_name(loader->checkpoint), i);
-    if ((r = ds_load_vector(loader, i, "ffn_norm.weight", h->width, &layer->ffn_norm)) < 0 ||
-        (r = ds_load_matrix(loader, i, "ffn_gate.weight", h->width, h->ffn_width, false,
-                            &layer->gate)) < 0 ||
-        (r = ds_load_matrix(loader, i, "ffn_up.weight", h->width, h->ffn_width, false,
-                            &layer->up)) < 0)
-        return r;
-    return ds_load_matrix(loader, i, "ffn_down.weight", h->ffn_width, h->width, false,
-                          &layer->down);
 }
 
 static int load_rope(struct ds_llama *llama, struct ds_weight_loader *loader)
@@ -147,8 +127,6 @@ static int make_activations(struct ds_llama *llama, struct ds_weight_loader *loa
         { &llama->k, rows * h->n_kv_heads * h->key_dim },
         { &llama->v, rows * h->n_kv_heads * h->value_dim },
         { &llama->mix, rows * mix },
-        { &llama->g, rows * h->ffn_width },
-        { &llama->u, rows * h->ffn_width },
         { &llama->x_out, outputs * h->width },
         { &llama->mix_out, outputs * mix },
         { &llama->logits, outputs * h->n_vocab },
@@ -162,7 +140,7 @@ static int make_activations(struct ds_llama *llama, struct ds_weight_loader *loa
                                 "model",
                                 ds_checkpoint_name(loader->checkpoint), llama->batch_max);
     }
-    return 0;
+    return ds_ffn_memory_init(&llama->ffn, loader, h, llama->batch_max);
 }
 
 static int load_all(struct ds_llama *llama, struct ds_weight_loader *loader,
@@ -178,7 +156,9 @@ static int load_all(struct ds_llama *llama, struct ds_weight_loader *loader,
         return r;
     for (uint32_t i = 0; i < h->n_layers; i++) {
         if ((r = load_attention(loader, h, (int) i, &llama->layers[i])) < 0 ||
-            (r = load_ffn(loader, h, (int) i, &llama->layers[i])) < 0)
+            (r = ds_load_vector(loader, (int) i, "ffn_norm.weight", h->width,
+                                &llama->layers[i].ffn_norm)) < 0 ||
+            (r = ds_ffn_load(&llama->layers[i].ffn, loader, h, (int) i)) < 0)
             return r;
         if (progress && progress(arg, (i + 1.0) / (h->n_layers + 2.0)))
             return ds_error_set(loader->error, -ECANCELED, "%s: loading was given up",
@@ -223,8 +203,7 @@ int ds_llama_load(struct ds_llama **ret_llama, struct ds_weight_loader *loader, 
 
 static void free_layer(struct ds_backend *backend, struct layer *layer)
 {
-    struct ds_weight *weights[] = { layer->wq,   layer->wk, layer->wv,  layer->wo,
-                                    layer->gate, layer->up, layer->down };
+    struct ds_weight *weights[] = { layer->wq, layer->wk, layer->wv, layer->wo };
     struct ds_buffer *buffers[] = {
         layer->attention_norm, layer->bq,     layer->bk,      layer->bv, layer->bo,
         layer->q_norm,         layer->k_norm, layer->ffn_norm
@@ -236,6 +215,7 @@ static void free_layer(struct ds_backend *backend, struct layer *layer)
     }
     for (unsigned i = 0; i < sizeof buffers / sizeof buffers[0]; i++)
         backend->buffer_free(backend, buffers[i]);
+    ds_ffn_deinit(&layer->ffn, backend);
 }
 
 struct ds_llama *ds_llama_free(struct ds_llama *llama)
@@ -243,9 +223,9 @@ struct ds_llama *ds_llama_free(struct ds_llama *llama)
     if (!llama)
         return NULL;
     struct ds_backend *backend = llama->backend;
-    struct ds_buffer *buffers[] = { llama->norm, llama->x,     llama->h,       llama->q,
-                                    llama->k,    llama->v,     llama->mix,     llama->g,
-                                    llama->u,    llama->x_out, llama->mix_out, llama->logits };
+    struct ds_buffer *buffers[] = { llama->norm,    llama->x,     llama->h,   llama->q,
+                                    llama->k,       llama->v,     llama->mix, llama->x_out,
+                                    llama->mix_out, llama->logits };
 
     for (unsigned i = 0; i < sizeof buffers / sizeof buffers[0]; i++)
         backend->buffer_free(backend, buffers[i]);
@@ -255,6 +235,7 @@ struct ds_llama *ds_llama_free(struct ds_llama *llama)
         backend->weight_free(backend, llama->embedding);
     if (llama->head)
         backend->weight_free(backend, llama->head);
+    ds_ffn_memory_deinit(&llama->ffn);
     free(llama->layers);
     free(llama->frequencies);
     free(llama);
@@ -287,8 +268,6 @@ int ds_llama_forward(struct ds_llama *llama, struct ds_kv *kv, const struct ds_b
         const struct ds_product qkv[] = { { .out = llama->q, .weight = w->wq, .bias = w->bq },
                                           { .out = llama->k, .weight = w->wk, .bias = w->bk },
                                           { .out = llama->v, .weight = w->wv, .bias = w->bv } };
-        const struct ds_product gate_up[] = { { .out = llama->g, .weight = w->gate },
-                                              { .out = llama->u, .weight = w->up } };
 
         if (b->pulse)
             b->pulse(b->pulse_arg);
@@ -333,11 +312,8 @@ int ds_llama_forward(struct ds_llama *llama, struct ds_kv *kv, const struct ds_b
             return r;
 
         /* feed-forward */
-        const struct ds_product down = { .out = x, .weight = w->down, .accumulate = true };
         if ((r = b->rms_norm(b, h, x, w->ffn_norm, n, width, epsilon)) < 0 ||
-            (r = ds_adapted_matmul(a, gate_up, 2, h, n)) < 0 ||
-            (r = b->silu_mul(b, llama->g, llama->g, llama->u, n, hyper->ffn_width)) < 0 ||
-            (r = ds_adapted_matmul(a, &down, 1, llama->g, n)) < 0)
+            (r = ds_ffn_forward(&w->ffn, &llama->ffn, x, h, n)) < 0)
             return r;
     }
 

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * llama.h - the dense decoder family: llama, qwen2, qwen3.
+ * llama.h - the decoder family of llama, qwen2, qwen3 and qwen3moe.
  *
  *      x = embedding[token]
  *      each layer:  h = norm(x)    q, k, v = W h (+ bias: qwen2)    per-head norm of q, k (qwen3)
  *                   rotate q, k    x += Wo attention(q, K, V)
- *                   h = norm(x)    x += Wdown (silu(Wgate h) * Wup h)
+ *                   h = norm(x)    x += feed-forward of h, dense or experts (ffn.h)
  *      logits = Wout norm(x)       Wout = embedding where the file has no output matrix (tied)
  *
  * Sources: Touvron et al. 2023 (Llama), Qwen2 and Qwen3 technical reports; tensor names: GGUF.

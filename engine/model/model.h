@@ -2,9 +2,9 @@
 /*
  * model.h - a checkpoint's weights on a backend, and its forward pass.
  *
- * One flat forward() per family (llama.c: llama, qwen2, qwen3). Not thread-safe: the engine's step
- * loop owns it, except ds_model_load(), which may run on a loader thread before anyone else sees
- * the model.
+ * One flat forward() per family (llama.c: llama, qwen2, qwen3, qwen3moe). Not thread-safe: the
+ * engine's step loop owns it, except ds_model_load(), which may run on a loader thread before
+ * anyone else sees the model.
  */
 #pragma once
 

@@ -62,6 +62,121 @@ int ds_load_matrix(struct ds_weight_loader *loader, int layer, const char *name,
     return add_site(loader, tensor, gather, *ret_weight);
 }
 
+/* --- experts --- */
+
+static void full_name(char *full, int layer, const char *name, const char *suffix)
+{
+    (void) snprintf(full, NAME_BYTES, "blk.%d.%s%s.weight", layer, name, suffix);
+}
+
+/* Matrices {k, n} first_row .. + n of each slice of tensor, which is {k, rows, n_experts}. */
+static int slice(const struct ds_weight_loader *loader, const struct ds_tensor *tensor, uint64_t k,
+                 uint64_t n, uint64_t rows, uint64_t first_row, uint32_t n_experts,
+                 struct ds_tensor *matrices)
+{
+    uint64_t row_bytes = ds_type_row_bytes(tensor->type, k);
+
+    if (tensor->dims[0] != k || tensor->dims[1] != rows || tensor->dims[2] != n_experts ||
+        tensor->dims[3] != 1 || tensor->size_bytes / n_experts / rows < row_bytes)
+        return ds_error_set(loader->error, -EINVAL,
+                            "%s: tensor '%s' is %llu x %llu x %llu, its keys want %llu x %llu x "
+                            "%u; convert the model again",
+                            ds_checkpoint_name(loader->checkpoint), tensor->name,
+                            (unsigned long long) tensor->dims[0],
+                            (unsigned long long) tensor->dims[1],
+                            (unsigned long long) tensor->dims[2], (unsigned long long) k,
+                            (unsigned long long) rows, n_experts);
+    for (uint32_t i = 0; i < n_experts; i++) {
+        matrices[i] = *tensor;
+        matrices[i].n_dims = 2;
+        matrices[i].dims[1] = n;
+        matrices[i].dims[2] = 1;
+        matrices[i].data = (const char *) tensor->data + (i * rows + first_row) * row_bytes;
+        matrices[i].size_bytes = n * row_bytes;
+    }
+    return 0;
+}
+
+/* Each expert's matrix is a tensor of its own. */
+static int collect(const struct ds_weight_loader *loader, int layer, const char *name, uint64_t k,
+                   uint64_t n, uint32_t n_experts, struct ds_tensor *matrices)
+{
+    char own[NAME_BYTES];
+
+    for (uint32_t i = 0; i < n_experts; i++) {
+        const struct ds_tensor *tensor;
+
+        (void) snprintf(own, sizeof own, "%s.%u.weight", name, i);
+        tensor = ds_checkpoint_require(loader->checkpoint, layer, own, k, n, loader->error);
+        if (!tensor)
+            return -EINVAL;
+        matrices[i] = *tensor;
+        if (tensor->type != matrices[0].type)
+            return ds_error_set(loader->error, -ENOTSUP,
+                                "%s: tensor '%s' is of another type than '%s', which this build "
+                                "cannot run: take the model with all experts in one type",
+                                ds_checkpoint_name(loader->checkpoint), tensor->name,
+                                matrices[0].name);
+    }
+    return 0;
+}
+
+/* What the experts' matrices are, wherever they stand. */
+static int find_experts(const struct ds_weight_loader *loader, int layer, const char *name,
+                        uint64_t k, uint64_t n, uint32_t n_experts, struct ds_tensor *matrices)
+{
+    bool up = strcmp(name, "ffn_up") == 0, half = up || strcmp(name, "ffn_gate") == 0;
+    const struct ds_tensor *tensor;
+    char full[NAME_BYTES], first[NAME_BYTES];
+
+    full_name(full, layer, name, "_exps");
+    tensor = ds_checkpoint_tensor(loader->checkpoint, full);
+    if (tensor)
+        return slice(loader, tensor, k, n, n, 0, n_experts, matrices);
+    full_name(first, layer, "ffn_gate_up", "_exps");
+    tensor = half ? ds_checkpoint_tensor(loader->checkpoint, first) : NULL;
+    if (tensor)
+        return slice(loader, tensor, k, n, 2 * n, up ? n : 0, n_experts, matrices);
+    full_name(first, layer, name, ".0");
+    if (ds_checkpoint_tensor(loader->checkpoint, first))
+        return collect(loader, layer, name, k, n, n_experts, matrices);
+    return ds_error_set(loader->error, -EINVAL,
+                        "%s: tensor '%s' is missing: convert or fetch the model again",
+                        ds_checkpoint_name(loader->checkpoint), full);
+}
+
+int ds_load_experts(struct ds_weight_loader *loader, int layer, const char *name, uint64_t k,
+                    uint64_t n, uint32_t n_experts, struct ds_weight **ret_weight)
+{
+    ds_cleanup(ds_free_p) struct ds_tensor *matrices = calloc(n_experts, sizeof *matrices);
+    struct ds_backend *backend = loader->backend;
+    int r;
+
+    if (!matrices)
+        return ds_error_set(loader->error, -ENOMEM, "%s: no memory",
+                            ds_checkpoint_name(loader->checkpoint));
+    r = find_experts(loader, layer, name, k, n, n_experts, matrices);
+    if (r < 0)
+        return r;
+    r = backend->weight_new_stack(backend, matrices, n_experts, ret_weight);
+    if (r == -ENOMEM) {
+        matrices->size_bytes *= n_experts; /* what was asked for */
+        return no_memory(loader, matrices);
+    }
+    if (r < 0)
+        return ds_error_set(loader->error, r,
+                            "%s: tensor '%s' of type %s (%llu x %llu, %u experts) is refused by "
+                            "the %s backend: take the model in another type",
+                            ds_checkpoint_name(loader->checkpoint), matrices->name,
+                            ds_type_name(matrices->type), (unsigned long long) k,
+                            (unsigned long long) n, n_experts, backend->name);
+    loader->size_bytes += backend->weight_bytes(*ret_weight);
+    loader->rounded = loader->rounded || matrices->type != DS_TYPE_F32;
+    return 0;
+}
+
+/* --- vectors --- */
+
 int ds_load_host_vector(struct ds_weight_loader *loader, int layer, const char *name, uint64_t n,
                         float **ret_values)
 {

@@ -23,6 +23,12 @@ struct ds_weight_loader {
 int ds_load_matrix(struct ds_weight_loader *loader, int layer, const char *name, uint64_t k,
                    uint64_t n, bool gather, struct ds_weight **ret_weight);
 
+/* The stack of n_experts matrices {k, n} of NAME ("ffn_gate"): blk.LAYER.NAME_exps.weight, or where
+ * there is none and NAME is ffn_gate or ffn_up, that half of blk.LAYER.ffn_gate_up_exps.weight, or
+ * blk.LAYER.NAME.0.weight and so on. Sites of adapters they do not become. */
+int ds_load_experts(struct ds_weight_loader *loader, int layer, const char *name, uint64_t k,
+                    uint64_t n, uint32_t n_experts, struct ds_weight **ret_weight);
+
 /* The vector of n elements as floats on the device. */
 int ds_load_vector(struct ds_weight_loader *loader, int layer, const char *name, uint64_t n,
                    struct ds_buffer **ret_buffer);
