@@ -55,7 +55,7 @@ dsctl  := $(call objects,client/dsctl)
 testlib := $(call objects,tests/lib)
 tests  := $(patsubst %.c,$(B)/%,$(wildcard tests/test_*.c))
 benches := $(patsubst %.c,$(B)/%,$(wildcard tests/bench/*.c))
-helpers := $(patsubst %.c,$(B)/%,$(wildcard tests/e2e/*.c))
+helpers := $(patsubst %.c,$(B)/%,$(wildcard tests/e2e/*.c) tests/bench/synth_gguf.c)
 pages  := $(patsubst %.scd,$(B)/%,$(wildcard man/*.scd))
 units  := $(patsubst %.in,$(B)/%,$(wildcard systemd/*.in systemd/user/*.in))
 

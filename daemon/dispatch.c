@@ -84,6 +84,8 @@ static const Ds__ModelRef *model_of(const Ds__Request *request)
         return request->template_->model;
     case DS__REQUEST__OP_SCORE:
         return request->score->model;
+    case DS__REQUEST__OP_LIMITS:
+        return request->limits->model;
     default:
         return NULL;
     }

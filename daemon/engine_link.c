@@ -214,6 +214,10 @@ static int submit_call(struct ds_call *call, uint64_t engine_id)
         link.op_case = DS__LINK_REQUEST__OP_SCORE;
         link.score = request->score;
         break;
+    case DS__REQUEST__OP_LIMITS:
+        link.op_case = DS__LINK_REQUEST__OP_LIMITS;
+        link.limits = request->limits;
+        break;
     default:
         return -EINVAL;
     }

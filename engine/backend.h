@@ -99,6 +99,15 @@ struct ds_experts {
     const struct ds_weight *down;      /* {ffn_width, width} */
 };
 
+/* What a device can do at best, per second; 0: not known. */
+struct ds_limits {
+    double read_bytes;            /* plain reading of memory */
+    double int8_ops;              /* the kernels' integer instruction, 2 per product */
+    double f32_ops;               /* likewise float */
+    const char *int8_instruction; /* its name, "" where there is none; static */
+    const char *f32_instruction;
+};
+
 struct ds_backend {
     const char *name;   /* "cpu", "cuda": as printed by dsctl status */
     unsigned n_threads; /* that parallel() may use at once, the caller's included; 0 counts as 1 */
@@ -183,6 +192,9 @@ struct ds_backend {
     /* out[rows[i]] += scales[i] * in[i], i < n; product and sum each rounded; rows ascend. */
     int (*add_rows)(struct ds_backend *backend, struct ds_buffer *out, const struct ds_buffer *in,
                     const uint32_t *rows, const float *scales, uint32_t n, uint32_t width);
+
+    /* Measures the device for some tenths of a second, with 128 MiB of its memory. -ENOMEM. */
+    int (*limits)(struct ds_backend *backend, struct ds_limits *ret_limits);
 
     /* "AVX-512 VNNI, 2 threads": for dsctl status. */
     const char *(*describe)(const struct ds_backend *backend);

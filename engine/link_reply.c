@@ -252,6 +252,27 @@ int ds_reply_done(void **ret_bytes, size_t *ret_size)
     return pack(&reply, NULL, ret_bytes, ret_size);
 }
 
+int ds_reply_limits(const struct ds_limits *limits, const struct ds_model_cost *cost,
+                    void **ret_bytes, size_t *ret_size)
+{
+    Ds__LimitsResult result = DS__LIMITS_RESULT__INIT;
+    Ds__Reply reply = DS__REPLY__INIT;
+
+    result.read_bytes = limits->read_bytes;
+    result.int8_ops = limits->int8_ops;
+    result.f32_ops = limits->f32_ops;
+    result.int8_instruction = (char *) limits->int8_instruction;
+    result.f32_instruction = (char *) limits->f32_instruction;
+    result.token_bytes = cost->token_bytes;
+    result.layer_ops = cost->layer_ops;
+    result.head_ops = cost->head_ops;
+    result.float_ops = cost->float_ops;
+    result.position_bytes = cost->position_bytes;
+    reply.result_case = DS__REPLY__RESULT_LIMITS;
+    reply.limits = &result;
+    return pack(&reply, NULL, ret_bytes, ret_size);
+}
+
 /* --- show --- */
 
 /* The table, and the array of pointers to it that the message wants, in one allocation. */

@@ -41,6 +41,10 @@ int ds_reply_cancelled(void **ret_bytes, size_t *ret_size);
 /* The packed LinkReply{done}. */
 int ds_reply_done(void **ret_bytes, size_t *ret_size);
 
+/* The packed LinkReply{limits}. */
+int ds_reply_limits(const struct ds_limits *limits, const struct ds_model_cost *cost,
+                    void **ret_bytes, size_t *ret_size);
+
 /* The packed LinkReply of an inspect_only load. */
 int ds_reply_show(const struct ds_checkpoint *checkpoint, bool tensors, Ds__ModelInfo *info,
                   void **ret_bytes, size_t *ret_size);

@@ -4,6 +4,9 @@
 #include "proto/base.h"
 #include "proto/message.h"
 
+/* How long measured limits are good for. */
+#define LIMITS_NSEC (10 * UINT64_C(1000000000))
+
 /* One request on its way through the text thread. */
 struct text_task {
     struct ds_task task; /* first */
@@ -129,6 +132,29 @@ static int unload(struct ds_link *link, struct ds_link_request *request,
     return model->n_text_tasks ? 0 : finish_unload(link, model);
 }
 
+/* Nobody may hold the others up with it: what was measured lately is still true. */
+static int tell_limits(struct ds_link *link, struct ds_link_request *request,
+                       const struct ds_link_model *model)
+{
+    struct ds_backend *backend = link->environment.backend;
+    struct ds_model_cost cost;
+    void *bytes = NULL;
+    size_t size = 0;
+    int r = 0;
+
+    if (!link->limits_nsec || ds_now_nsec() - link->limits_nsec > LIMITS_NSEC) {
+        r = backend->limits(backend, &link->limits);
+        link->limits_nsec = r < 0 ? 0 : ds_now_nsec();
+    }
+    if (r < 0)
+        return ds_link_send_error(link, request, DS_REPLY_REQUEST, r,
+                                  "there is no memory to measure the device's limits; unload a "
+                                  "model");
+    ds_model_cost(model->weights, &cost);
+    r = ds_reply_limits(&link->limits, &cost, &bytes, &size);
+    return r < 0 ? r : ds_link_send_final(link, request, bytes, size);
+}
+
 static enum ds_request_kind kind_of(const Ds__LinkRequest *message)
 {
     switch (message->op_case) {
@@ -138,6 +164,8 @@ static enum ds_request_kind kind_of(const Ds__LinkRequest *message)
         return DS_REQUEST_SCORE;
     case DS__LINK_REQUEST__OP_UNLOAD:
         return DS_REQUEST_UNLOAD;
+    case DS__LINK_REQUEST__OP_LIMITS:
+        return DS_REQUEST_LIMITS;
     default:
         return DS_REQUEST_TEXT;
     }
@@ -211,6 +239,10 @@ static int submit(struct ds_link *link, const struct ds_sqe *entry, const void *
     if (request->kind == DS_REQUEST_UNLOAD) {
         ds_message_free(message);
         return unload(link, request, model);
+    }
+    if (request->kind == DS_REQUEST_LIMITS) {
+        ds_message_free(message);
+        return tell_limits(link, request, model);
     }
     return start_text(link, request, message, entry->deadline_ns);
 }

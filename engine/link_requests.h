@@ -14,6 +14,7 @@ enum ds_request_kind {
     DS_REQUEST_GENERATE, /* answered by DS_CQE_STEP records */
     DS_REQUEST_SCORE,    /* runs in the scheduler, answered by one DS_CQE_FINAL */
     DS_REQUEST_TEXT,     /* tokenise, detokenise, template: the text thread alone */
+    DS_REQUEST_LIMITS,   /* answered at once */
     DS_REQUEST_LOAD,
     DS_REQUEST_UNLOAD,
 };

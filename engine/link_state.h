@@ -45,6 +45,8 @@ struct ds_link {
     size_t piece_max;          /* payload bytes of one completion */
     struct ds_step_bytes step; /* of the step that runs */
     uint32_t step_seq;
+    struct ds_limits limits; /* as last measured */
+    uint64_t limits_nsec;    /* when; 0: never */
     const struct ds_link_model *stepping;
     int failure;  /* first failure inside a callback; ends the loop */
     bool closing; /* dsd said goodbye */

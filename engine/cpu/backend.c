@@ -139,6 +139,7 @@ static const struct ds_backend table = {
     .expert_ffn = ds_cpu_expert_ffn,
     .gather = ds_cpu_gather,
     .add_rows = ds_cpu_add_rows,
+    .limits = ds_cpu_limits,
     .describe = describe,
     .close = close_backend,
 };

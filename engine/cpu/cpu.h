@@ -113,5 +113,7 @@ int ds_cpu_gather(struct ds_backend *backend, struct ds_buffer *out, const struc
 int ds_cpu_add_rows(struct ds_backend *backend, struct ds_buffer *out, const struct ds_buffer *in,
                     const uint32_t *rows, const float *scales, uint32_t n, uint32_t width);
 
+int ds_cpu_limits(struct ds_backend *backend, struct ds_limits *ret_limits);
+
 /* cos and sin of x to within 2^-50 while |x| < 1e8; the same on every machine. */
 void ds_sincos(double x, double *ret_sin, double *ret_cos);

@@ -10,6 +10,7 @@ struct ds_model {
     struct ds_hyper hyper;
     uint32_t batch_max, outputs_max;
     uint64_t weight_bytes;
+    struct ds_model_cost cost;
     enum ds_kv_type kv_type;
     struct ds_adapters *adapters;
     struct ds_llama *llama; /* the one family today */
@@ -47,6 +48,7 @@ int ds_model_load(struct ds_model **ret_model, struct ds_backend *backend,
         return r;
     }
     model->weight_bytes = loader.size_bytes;
+    model->cost = loader.cost;
     model->kv_type = loader.rounded ? DS_KV_F16 : DS_KV_F32;
     *ret_model = model;
     return 0;
@@ -74,6 +76,16 @@ void ds_model_kv_geometry(const struct ds_model *model, struct ds_kv_geometry *r
 uint64_t ds_model_weight_bytes(const struct ds_model *model)
 {
     return model->weight_bytes;
+}
+
+void ds_model_cost(const struct ds_model *model, struct ds_model_cost *ret_cost)
+{
+    struct ds_kv_geometry one;
+
+    ds_model_kv_geometry(model, &one);
+    one.n_blocks = 1;
+    *ret_cost = model->cost;
+    ret_cost->position_bytes = model->backend->kv_bytes(&one) / DS_KV_BLOCK;
 }
 
 uint32_t ds_model_n_vocab(const struct ds_model *model)

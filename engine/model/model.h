@@ -14,6 +14,16 @@
 
 struct ds_model;
 
+/* What computing one token by itself takes: the arithmetic of its products and the weights read for
+ * them (of a mixture of experts, those of the chosen ones). Attention is not in it. */
+struct ds_model_cost {
+    uint64_t token_bytes;    /* weights read */
+    uint64_t layer_ops;      /* 2 per product, in the layers */
+    uint64_t head_ops;       /* likewise, for the logits */
+    uint64_t float_ops;      /* of both, those on float matrices */
+    uint64_t position_bytes; /* keys and values of one position */
+};
+
 /* Loads all weights. The checkpoint must outlive the model; backend likewise. progress(arg,
  * fraction) is called now and then (NULL allowed) and may return nonzero to give up (-ECANCELED).
  * batch_max: rows of the largest batch forward() will see; outputs_max: likewise for its
@@ -29,6 +39,7 @@ struct ds_model *ds_model_free(struct ds_model *model);
 void ds_model_kv_geometry(const struct ds_model *model, struct ds_kv_geometry *ret_geometry);
 
 uint64_t ds_model_weight_bytes(const struct ds_model *model);
+void ds_model_cost(const struct ds_model *model, struct ds_model_cost *ret_cost);
 uint32_t ds_model_n_vocab(const struct ds_model *model); /* width of a row of logits */
 
 /* Those that can be used on the model; owned by it. They must be gone before it is freed. */

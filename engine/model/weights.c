@@ -59,6 +59,13 @@ int ds_load_matrix(struct ds_weight_loader *loader, int layer, const char *name,
                             (unsigned long long) n, loader->backend->name);
     loader->size_bytes += loader->backend->weight_bytes(*ret_weight);
     loader->rounded = loader->rounded || tensor->type != DS_TYPE_F32;
+    if (!gather) {
+        loader->cost.token_bytes += loader->backend->weight_bytes(*ret_weight);
+        *(layer < 0 ? &loader->cost.head_ops : &loader->cost.layer_ops) += 2 * k * n;
+        if (tensor->type == DS_TYPE_F32 || tensor->type == DS_TYPE_F16 ||
+            tensor->type == DS_TYPE_BF16)
+            loader->cost.float_ops += 2 * k * n;
+    }
     return add_site(loader, tensor, gather, *ret_weight);
 }
 

@@ -8,6 +8,7 @@
 #pragma once
 
 #include "engine/model/adapter.h"
+#include "engine/model/model.h"
 
 struct ds_weight_loader {
     struct ds_backend *backend;
@@ -16,6 +17,7 @@ struct ds_weight_loader {
     uint64_t size_bytes;          /* resident memory of all made so far */
     bool rounded;                 /* one matrix at least is not F32 */
     struct ds_adapters *adapters; /* hears of every matrix made; NULL: nobody does */
+    struct ds_model_cost cost;    /* of all made so far */
 };
 
 /* The matrix {k, n} blk.LAYER.NAME (layer -1: NAME). gather: for embed(). Becomes a site of the
