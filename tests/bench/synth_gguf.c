@@ -99,18 +99,16 @@ static float next_normal(uint64_t *state)
 /* The type's tile, made when it is first asked for. */
 static const uint8_t *tile_of(struct synth *synth, uint32_t type)
 {
-    char name[24];
-
     if (type >= TYPES_MAX || !ds_type_traits(type))
-        die(ds_type_name(type, name), "no type that this build reads: take Q8_0 or Q4_K_M");
+        die(ds_type_name(type), "no type that this build reads: take Q8_0 or Q4_K_M");
     if (synth->tiles[type])
         return synth->tiles[type];
     synth->tile_bytes[type] = ds_type_row_bytes(type, TILE);
     synth->tiles[type] = malloc(synth->tile_bytes[type]);
     if (!synth->tiles[type])
-        die(ds_type_name(type, name), "no memory");
+        die(ds_type_name(type), "no memory");
     if (ds_quantise(type, synth->normal, synth->tiles[type], TILE) < 0)
-        die(ds_type_name(type, name), "there is no quantiser for this type: take Q8_0 or Q4_K_M");
+        die(ds_type_name(type), "there is no quantiser for this type: take Q8_0 or Q4_K_M");
     return synth->tiles[type];
 }
 
