@@ -19,9 +19,9 @@ struct ds_buffer {
 
 struct ds_kv {
     struct ds_kv_geometry geometry;
-    uint32_t value_stride; /* value_dim padded to 16 */
-    size_t head_elements;  /* of one head of one block: keys [key_dim][32], values [32][stride];
-                              no values where they are shared with the keys */
+    uint32_t key_stride, value_stride; /* key_dim, value_dim padded to 16 */
+    size_t head_elements;              /* of one head of one block: keys [key_dim][32], values
+                                          [32][value_stride]; where shared: keys [32][key_stride] */
     size_t mapping_bytes;
     void *data; /* [layer][block][kv head][head_elements] of float or f16; lazily backed */
 };

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Which kernels this machine can run: asked of the processor and, for its registers, the kernel. */
+#include "engine/cpu/attend.h"
 #include "engine/cpu/float.h"
 #include "engine/cpu/integer.h"
 #include "proto/base.h"
@@ -13,6 +14,7 @@ const struct ds_kernels ds_kernels_portable = {
     .gemm_float = ds_gemm_float_portable,
     .attend = ds_attend_portable,
     .merge = ds_merge_portable,
+    .conclude = ds_conclude_portable,
     .widen_f16 = ds_widen_f16_portable,
     .rms_norm = ds_rms_norm_portable,
     .silu_mul = ds_silu_mul_portable,
@@ -29,6 +31,7 @@ const struct ds_kernels ds_kernels_avx2 = {
     .gemm_float = ds_gemm_float_avx2,
     .attend = ds_attend_avx2,
     .merge = ds_merge_avx2,
+    .conclude = ds_conclude_avx2,
     .widen_f16 = ds_widen_f16_avx2,
     .rms_norm = ds_rms_norm_avx2,
     .silu_mul = ds_silu_mul_avx2,
@@ -46,6 +49,7 @@ const struct ds_kernels ds_kernels_avx512 = {
     .gemm_float = ds_gemm_float_avx512,
     .attend = ds_attend_avx512,
     .merge = ds_merge_avx512,
+    .conclude = ds_conclude_avx512,
     .widen_f16 = ds_widen_f16_avx512,
     .rms_norm = ds_rms_norm_avx512,
     .silu_mul = ds_silu_mul_avx512,

@@ -17,12 +17,6 @@ int32_t ds_act_wide_limit(const int32_t *magnitudes, size_t stride, uint32_t n_u
 #define DS_FLOAT_KERNELS(set)                                                                      \
     void ds_quantise_##set(struct ds_act *act, uint32_t row, const float *x);                      \
     void ds_gemm_float_##set(const struct ds_gemm_float *gemm);                                    \
-    void ds_attend_##set(const struct ds_attend *attend, const float *const *q,                    \
-                         const struct ds_visible *visible, struct ds_softmax *state,               \
-                         uint32_t n_queries);                                                      \
-    void ds_merge_##set(struct ds_softmax *into, const struct ds_softmax *part,                    \
-                        uint32_t value_stride);                                                    \
-    void ds_widen_f16_##set(float *out, const uint16_t *in, size_t n);                             \
     void ds_rms_norm_##set(float *out, const float *in, const float *gamma, uint32_t width,        \
                            float epsilon);                                                         \
     void ds_silu_mul_##set(float *out, const float *gate, const float *up, uint32_t width);        \

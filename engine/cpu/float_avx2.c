@@ -3,6 +3,5 @@
 
 #define FLOAT_NAME(x) ds_##x##_avx2
 #define FLOAT_ROWS    2
-#define FLOAT_QUERIES 2
 
 #include "engine/cpu/float_body.h"

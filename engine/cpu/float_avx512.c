@@ -3,6 +3,5 @@
 
 #define FLOAT_NAME(x) ds_##x##_avx512
 #define FLOAT_ROWS    4
-#define FLOAT_QUERIES 4
 
 #include "engine/cpu/float_body.h"

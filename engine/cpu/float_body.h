@@ -2,8 +2,8 @@
 /*
  * float_body.h - the kernels in float arithmetic, written once over v16 and compiled once per
  * instruction set: float_portable.c, float_avx2.c and float_avx512.c include a vec_*.h, define
- * FLOAT_NAME(x) (the names below for this set), FLOAT_ROWS (rows of activations held in registers)
- * and FLOAT_QUERIES (queries likewise), and then include this.
+ * FLOAT_NAME(x) (the names below for this set) and FLOAT_ROWS (rows of activations held in
+ * registers), and then include this.
  */
 #include <math.h>
 
@@ -35,14 +35,6 @@ always_inline v16 v16_exp(v16 x)
     p = v16_fma(p, r, v16_set1(1.0f));
     p = v16_fma(p, r, v16_set1(1.0f));
     return v16_scale_magic(p, t);
-}
-
-always_inline float exp_one(float x)
-{
-    float lanes[16];
-
-    v16_store(lanes, v16_exp(v16_set1(x)));
-    return lanes[0];
 }
 
 /* --- quantising activations --- */
@@ -181,144 +173,6 @@ void FLOAT_NAME(gemm_float)(const struct ds_gemm_float *gemm)
     default:
         gemm_float_type(DS_TYPE_BF16, gemm);
     }
-}
-
-/* --- attention --- */
-
-/* scores of n queries against 32 positions: two v16 each */
-always_inline void attend_scores(const struct ds_attend *attend, const float *const *q,
-                                 v16 s[FLOAT_QUERIES][2], unsigned n)
-{
-    for (unsigned i = 0; i < n; i++)
-        s[i][0] = s[i][1] = v16_set1(0);
-    for (uint32_t d = 0; d < attend->key_dim; d++) {
-        v16 a = v16_load(attend->keys + (size_t) d * DS_KV_BLOCK);
-        v16 b = v16_load(attend->keys + (size_t) d * DS_KV_BLOCK + 16);
-
-        for (unsigned i = 0; i < n; i++) {
-            v16 x = v16_set1(q[i][d]);
-
-            s[i][0] = v16_fma(a, x, s[i][0]);
-            s[i][1] = v16_fma(b, x, s[i][1]);
-        }
-    }
-}
-
-/* Turns scores into weights exp(s - max), updates max and sum, scales out for the new max. */
-always_inline void attend_softmax(const struct ds_attend *attend, struct ds_softmax *state,
-                                  struct ds_visible visible, v16 a, v16 b, float *weights)
-{
-    unsigned end = visible.end, end_high = end > 16 ? end - 16 : 0;
-    unsigned first = visible.first, first_high = first > 16 ? first - 16 : 0;
-    v16 scale = v16_set1(attend->scale), lowest = v16_set1(-INFINITY), zero = v16_set1(0);
-    float max, fade;
-
-    a = v16_first(first, lowest, v16_first(end, v16_mul(a, scale), lowest));
-    b = v16_first(first_high, lowest, v16_first(end_high, v16_mul(b, scale), lowest));
-    max = v16_hmax(v16_max(a, b));
-    if (max > state->max) {
-        fade = exp_one(state->max - max);
-        state->max = max;
-        state->sum *= fade;
-        for (uint32_t d = 0; d < attend->value_stride; d += 16)
-            v16_store(state->out + d, v16_mul(v16_load(state->out + d), v16_set1(fade)));
-    }
-    a = v16_first(end, v16_exp(v16_sub(a, v16_set1(state->max))), zero);
-    b = v16_first(end_high, v16_exp(v16_sub(b, v16_set1(state->max))), zero);
-    a = v16_first(first, zero, a);
-    b = v16_first(first_high, zero, b);
-    v16_store(weights, a);
-    v16_store(weights + 16, b);
-    state->sum += v16_sum(v16_add(a, b));
-}
-
-/* out[d..] += weights[first..end) times values, n queries by n_vectors of 16 dims */
-always_inline void attend_values(const struct ds_attend *attend, struct ds_softmax *state,
-                                 float (*weights)[DS_KV_BLOCK], unsigned first, unsigned end,
-                                 uint32_t d, unsigned n, unsigned n_vectors)
-{
-    v16 out[FLOAT_QUERIES][4];
-
-    for (unsigned i = 0; i < n; i++)
-        for (unsigned j = 0; j < n_vectors; j++)
-            out[i][j] = v16_load(state[i].out + d + 16 * j);
-    for (unsigned position = first; position < end; position++) {
-        const float *values = attend->values + (size_t) position * attend->value_stride + d;
-
-        for (unsigned i = 0; i < n; i++) {
-            v16 w = v16_set1(weights[i][position]);
-
-            for (unsigned j = 0; j < n_vectors; j++)
-                out[i][j] = v16_fma(w, v16_load(values + 16 * j), out[i][j]);
-        }
-    }
-    for (unsigned i = 0; i < n; i++)
-        for (unsigned j = 0; j < n_vectors; j++)
-            v16_store(state[i].out + d + 16 * j, out[i][j]);
-}
-
-always_inline void attend_all_values(const struct ds_attend *attend, struct ds_softmax *state,
-                                     float (*weights)[DS_KV_BLOCK], unsigned first, unsigned end,
-                                     unsigned n)
-{
-    uint32_t d = 0;
-
-    for (; d + 64 <= attend->value_stride; d += 64)
-        attend_values(attend, state, weights, first, end, d, n, 4);
-    for (; d < attend->value_stride; d += 16)
-        attend_values(attend, state, weights, first, end, d, n, 1);
-}
-
-always_inline void attend_queries(const struct ds_attend *attend, const float *const *q,
-                                  const struct ds_visible *visible, struct ds_softmax *state,
-                                  unsigned n)
-{
-    _Alignas(64) float weights[FLOAT_QUERIES][DS_KV_BLOCK];
-    v16 s[FLOAT_QUERIES][2];
-    unsigned common = DS_KV_BLOCK;
-
-    attend_scores(attend, q, s, n);
-    for (unsigned i = 0; i < n; i++) {
-        attend_softmax(attend, &state[i], visible[i], s[i][0], s[i][1], weights[i]);
-        common = visible[i].end < common ? visible[i].end : common;
-    }
-    attend_all_values(attend, state, weights, 0, common, n);
-    for (unsigned i = 0; i < n; i++)
-        if (visible[i].end > common)
-            attend_all_values(attend, &state[i], &weights[i], common, visible[i].end, 1);
-}
-
-void FLOAT_NAME(attend)(const struct ds_attend *attend, const float *const *q,
-                        const struct ds_visible *visible, struct ds_softmax *state,
-                        uint32_t n_queries)
-{
-    uint32_t i = 0;
-
-    for (; i + FLOAT_QUERIES <= n_queries; i += FLOAT_QUERIES)
-        attend_queries(attend, q + i, visible + i, state + i, FLOAT_QUERIES);
-    for (; i < n_queries; i++)
-        attend_queries(attend, q + i, visible + i, state + i, 1);
-}
-
-void FLOAT_NAME(merge)(struct ds_softmax *into, const struct ds_softmax *part,
-                       uint32_t value_stride)
-{
-    float max = part->max > into->max ? part->max : into->max;
-    float fade_into = exp_one(into->max - max), fade_part = exp_one(part->max - max);
-
-    into->max = max;
-    into->sum = fmaf(part->sum, fade_part, into->sum * fade_into);
-    for (uint32_t d = 0; d < value_stride; d += 16) {
-        v16 a = v16_mul(v16_load(into->out + d), v16_set1(fade_into));
-
-        v16_store(into->out + d, v16_fma(v16_load(part->out + d), v16_set1(fade_part), a));
-    }
-}
-
-void FLOAT_NAME(widen_f16)(float *out, const uint16_t *in, size_t n)
-{
-    for (size_t i = 0; i < n; i += 16)
-        v16_store(out + i, v16_load_f16(in + i));
 }
 
 /* --- one row --- */

@@ -3,6 +3,5 @@
 
 #define FLOAT_NAME(x) ds_##x##_portable
 #define FLOAT_ROWS    1
-#define FLOAT_QUERIES 1
 
 #include "engine/cpu/float_body.h"

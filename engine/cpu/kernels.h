@@ -114,25 +114,39 @@ struct ds_gemm_float {
     float *acc;
 };
 
-/* One KV head of one block as floats: keys [key_dim][32 positions], values [32][value_stride]. */
-struct ds_attend {
-    const float *keys;
-    const float *values;
-    uint32_t key_dim;
-    uint32_t value_stride; /* value_dim padded to 16 */
-    float scale;
-};
+/*
+ * Attention of some queries to one tile: DS_ATTEND_POSITIONS positions of one KV head, as floats.
+ * Queries come in groups, q[group][key_dim][queries of a group], times the scale and log2 e.
+ *
+ *      plain    keys [key_dim][32 positions], values [32][value_stride], groups of
+ * DS_ATTEND_QUERIES shared   keys [32][key_stride], whose first value_stride are the values (MLA:
+ * many queries, few keys), groups of DS_ATTEND_LANES
+ *
+ * A query's state is what it has seen so far: out, not yet divided by the sum of its addends.
+ */
+#define DS_ATTEND_BLOCKS    2u
+#define DS_ATTEND_POSITIONS (DS_ATTEND_BLOCKS * DS_KV_BLOCK)
+#define DS_ATTEND_QUERIES   12u
+#define DS_ATTEND_LANES     32u
+#define DS_ATTEND_SUMS      16u
 
-/* Positions first .. end - 1 of a block, first < end <= 32. */
+/* Positions first .. end - 1 of a tile; first = end = 0: none. */
 struct ds_visible {
     uint8_t first, end;
 };
 
-/* Running softmax of one query: out is not yet divided by sum. */
-struct ds_softmax {
-    float max; /* -INFINITY: nothing seen */
-    float sum;
-    float *out; /* [value_stride] */
+struct ds_attend {
+    const float *keys[DS_ATTEND_BLOCKS];
+    const float *values[DS_ATTEND_BLOCKS]; /* as keys, where shared */
+    unsigned n_blocks;                     /* the tile's first blocks: nobody sees the others */
+    bool shared;
+    uint32_t key_dim, key_stride; /* key_stride: shared only */
+    uint32_t value_stride;        /* a multiple of 16 */
+    uint32_t n_queries;
+    const float *q;
+    const struct ds_visible *visible; /* [n_queries] */
+    float *max;                       /* [n_queries]; -INFINITY: nothing seen, state is 0 */
+    float *state;                     /* [n_queries][DS_ATTEND_SUMS + value_stride]: sums, out */
 };
 
 struct ds_kernels {
@@ -149,15 +163,16 @@ struct ds_kernels {
     void (*gemv)(const struct ds_gemv *gemv); /* NULL: use unpack and gemm */
     void (*gemm_float)(const struct ds_gemm_float *gemm);
 
-    /* n_queries queries (q[i], key_dim floats) see visible[i] of a block. Of each of those: s =
-     * scale * (fma chain over key_dim), max' = max(max, s...), out = fma chain over positions from
-     * 0 to the last visible of exp(s - max') v (0 v before the first) onto out * exp(max - max').
-     */
-    void (*attend)(const struct ds_attend *attend, const float *const *q,
-                   const struct ds_visible *visible, struct ds_softmax *state, uint32_t n_queries);
-    /* Adds a later part of the positions: into = into merged with part. */
-    void (*merge)(struct ds_softmax *into, const struct ds_softmax *part, uint32_t value_stride);
-    void (*widen_f16)(float *out, const uint16_t *in, size_t n); /* n a multiple of 16 */
+    /* For each query and position it sees: s = fma chain over key_dim. Then max' = max(max, s...),
+     * state times 2^(max - max') where that is less than 1, and for each position in order, w =
+     * 2^(s - max'): out = fma(w, v, out), and w is added to a sum: to number position % 16, where
+     * shared to the first. */
+    void (*attend)(const struct ds_attend *attend);
+    /* Adds what was seen of later positions: max and state = themselves merged with part. */
+    void (*merge)(float *max, float *state, float part_max, const float *part,
+                  uint32_t value_stride);
+    void (*conclude)(float *out, const float *state, uint32_t value_dim); /* divides */
+    void (*widen_f16)(float *out, const uint16_t *in, size_t n);          /* n a multiple of 16 */
 
     /* One row each; see backend.h. */
     void (*rms_norm)(float *out, const float *in, const float *gamma, uint32_t width,

@@ -4,16 +4,16 @@
 #include "engine/cpu/cpu.h"
 #include "engine/format/quant.h"
 
-static uint32_t value_stride(const struct ds_kv_geometry *geometry)
+static uint32_t stride(uint32_t dim)
 {
-    return (geometry->value_dim + 15) / 16 * 16;
+    return (dim + 15) / 16 * 16;
 }
 
 static size_t head_elements(const struct ds_kv_geometry *geometry)
 {
-    uint32_t values = geometry->shared ? 0 : value_stride(geometry);
-
-    return (size_t) DS_KV_BLOCK * (geometry->key_dim + values);
+    if (geometry->shared)
+        return (size_t) DS_KV_BLOCK * stride(geometry->key_dim);
+    return (size_t) DS_KV_BLOCK * (geometry->key_dim + stride(geometry->value_dim));
 }
 
 size_t ds_cpu_kv_bytes(const struct ds_kv_geometry *geometry)
@@ -34,7 +34,8 @@ int ds_cpu_kv_new(struct ds_backend *backend, const struct ds_kv_geometry *geome
     if (!kv)
         return -ENOMEM;
     kv->geometry = *geometry;
-    kv->value_stride = value_stride(geometry);
+    kv->key_stride = stride(geometry->key_dim);
+    kv->value_stride = stride(geometry->value_dim);
     kv->head_elements = head_elements(geometry);
     kv->mapping_bytes = bytes ? bytes : 1;
     kv->data = mmap(NULL, kv->mapping_bytes, PROT_READ | PROT_WRITE,
@@ -72,21 +73,33 @@ struct kv_write {
     const struct ds_batch *batch;
 };
 
-static void put_f32(float *keys, float *values, uint32_t slot, const struct ds_kv *kv,
-                    const float *k, const float *v)
+static void put_f32(float *at, uint32_t slot, const struct ds_kv *kv, const float *k,
+                    const float *v)
 {
+    float *values = at + (size_t) DS_KV_BLOCK * kv->geometry.key_dim;
+
+    if (kv->geometry.shared) {
+        memcpy(at + (size_t) slot * kv->key_stride, k, kv->geometry.key_dim * sizeof *k);
+        return;
+    }
     for (uint32_t d = 0; d < kv->geometry.key_dim; d++)
-        keys[(size_t) d * DS_KV_BLOCK + slot] = k[d];
-    if (v)
-        memcpy(values + (size_t) slot * kv->value_stride, v, kv->geometry.value_dim * sizeof *v);
+        at[(size_t) d * DS_KV_BLOCK + slot] = k[d];
+    memcpy(values + (size_t) slot * kv->value_stride, v, kv->geometry.value_dim * sizeof *v);
 }
 
-static void put_f16(uint16_t *keys, uint16_t *values, uint32_t slot, const struct ds_kv *kv,
-                    const float *k, const float *v)
+static void put_f16(uint16_t *at, uint32_t slot, const struct ds_kv *kv, const float *k,
+                    const float *v)
 {
+    uint16_t *values = at + (size_t) DS_KV_BLOCK * kv->geometry.key_dim;
+
+    if (kv->geometry.shared) {
+        for (uint32_t d = 0; d < kv->geometry.key_dim; d++)
+            at[(size_t) slot * kv->key_stride + d] = ds_f32_to_f16(k[d]);
+        return;
+    }
     for (uint32_t d = 0; d < kv->geometry.key_dim; d++)
-        keys[(size_t) d * DS_KV_BLOCK + slot] = ds_f32_to_f16(k[d]);
-    for (uint32_t d = 0; v && d < kv->geometry.value_dim; d++)
+        at[(size_t) d * DS_KV_BLOCK + slot] = ds_f32_to_f16(k[d]);
+    for (uint32_t d = 0; d < kv->geometry.value_dim; d++)
         values[(size_t) slot * kv->value_stride + d] = ds_f32_to_f16(v[d]);
 }
 
@@ -97,7 +110,6 @@ static void write_row(void *arg, uint32_t row, unsigned thread)
     const struct ds_kv_geometry *geometry = &kv->geometry;
     uint32_t block = ds_kv_block(write->batch, row, write->batch->positions[row] / DS_KV_BLOCK);
     uint32_t slot = write->batch->positions[row] % DS_KV_BLOCK;
-    size_t keys = (size_t) geometry->key_dim * DS_KV_BLOCK;
 
     (void) thread;
     for (uint32_t head = 0; head < geometry->n_kv_heads; head++) {
@@ -110,9 +122,9 @@ static void write_row(void *arg, uint32_t row, unsigned thread)
         void *at = ds_kv_head(kv, write->layer, block, head);
 
         if (geometry->type == DS_KV_F16)
-            put_f16(at, (uint16_t *) at + keys, slot, kv, k, v);
+            put_f16(at, slot, kv, k, v);
         else
-            put_f32(at, (float *) at + keys, slot, kv, k, v);
+            put_f32(at, slot, kv, k, v);
     }
 }
 
