@@ -160,16 +160,11 @@ static void the_largest_sums_are_the_same_bits_on_every_set(void **state)
     for (const uint32_t *type = ds_case_types + 3; *type != UINT32_MAX; type++)
         for (unsigned i = 0; i < 6; i++) {
             struct ds_case_matrix matrix = ds_case_matrix(&random, *type, 256, 16);
-            size_t block = matrix.tensor.size_bytes / (16 * 256 / ds_case_block(*type));
-            bool two = *type == DS_TYPE_Q4_1 || *type == DS_TYPE_Q5_1 || *type == DS_TYPE_Q4_K ||
-                       *type == DS_TYPE_Q5_K;
             uint8_t *bytes = (uint8_t *) matrix.tensor.data;
             float x[256], *a;
 
             memset(bytes, fills[i / 2], matrix.tensor.size_bytes);
-            for (size_t at = 0; at < matrix.tensor.size_bytes; at += block)
-                for (unsigned f16 = 0; f16 < (two ? 2 : 1); f16++) /* 1/16 */
-                    memcpy(bytes + at + (*type == DS_TYPE_Q6_K ? 208u : 2 * f16), "\x00\x2c", 2);
+            ds_case_fill(NULL, *type, 0x2c00, bytes, 16 * 256 / ds_case_block(*type)); /* 1/16 */
             for (unsigned j = 0; j < 256; j++) /* one unit is wide */
                 x[j] = (i % 2 ? -1.0f : 1.0f) * (j / 32 == 3 ? 64 : 1);
             a = multiply(portable, &matrix, x, 0, 1);

@@ -155,9 +155,11 @@ static void outliers_do_not_drown_the_rest(void **state)
 
 static void products_of_one_group_are_those_of_each_alone(void **state)
 {
-    static const uint32_t types[] = { DS_TYPE_Q4_K, DS_TYPE_Q6_K, DS_TYPE_F32,  DS_TYPE_Q8_0,
-                                      DS_TYPE_Q4_0, DS_TYPE_F16,  DS_TYPE_Q5_0, DS_TYPE_Q5_1,
-                                      DS_TYPE_Q4_1, DS_TYPE_BF16 };
+    static const uint32_t types[] = { DS_TYPE_Q4_K,    DS_TYPE_Q6_K,  DS_TYPE_F32,    DS_TYPE_Q8_0,
+                                      DS_TYPE_Q4_0,    DS_TYPE_F16,   DS_TYPE_Q5_0,   DS_TYPE_Q5_1,
+                                      DS_TYPE_Q4_1,    DS_TYPE_BF16,  DS_TYPE_Q2_K,   DS_TYPE_Q3_K,
+                                      DS_TYPE_IQ2_XXS, DS_TYPE_IQ2_S, DS_TYPE_IQ4_XS, DS_TYPE_TQ1_0,
+                                      DS_TYPE_MXFP4,   DS_TYPE_IQ3_S };
     enum { N = sizeof types / sizeof *types, K = 512, ROWS = 7 };
     struct ds_backend *backend = ds_case_backend(NULL, 2);
     struct ds_case_random random = { 4 };

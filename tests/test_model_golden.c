@@ -130,8 +130,9 @@ static const char *const quantised_models[] = {
     "quant/q-llama-F16.golden",    "quant/q-llama-BF16.golden",   "quant/q-llama-Q8_0.golden",
     "quant/q-llama-Q4_0.golden",   "quant/q-llama-Q4_1.golden",   "quant/q-llama-Q5_0.golden",
     "quant/q-llama-Q5_1.golden",   "quant/q-llama-Q4_K_M.golden", "quant/q-llama-Q5_K_M.golden",
-    "quant/q-llama-Q6_K.golden",   "quant/q-qwen2-F16.golden",    "quant/q-qwen2-Q8_0.golden",
-    "quant/q-qwen2-Q4_K_M.golden", "quant/q-qwen2-Q6_K.golden",
+    "quant/q-llama-Q6_K.golden",   "quant/q-llama-Q2_K.golden",   "quant/q-llama-Q3_K_M.golden",
+    "quant/q-llama-IQ4_NL.golden", "quant/q-llama-IQ4_XS.golden", "quant/q-qwen2-F16.golden",
+    "quant/q-qwen2-Q8_0.golden",   "quant/q-qwen2-Q4_K_M.golden", "quant/q-qwen2-Q6_K.golden",
 };
 
 static void naive_models_meet_the_float_tolerances(void **state)
@@ -404,9 +405,10 @@ static void the_cpu_backend_agrees_with_the_naive_one(void **state)
     static const struct {
         uint32_t type;
         double tolerance; /* of a log-probability; the models are small and steep */
-    } types[] = { { DS_TYPE_F32, 2e-4 }, { DS_TYPE_F16, 0.05 }, { DS_TYPE_BF16, 0.05 },
-                  { DS_TYPE_Q8_0, 0.5 }, { DS_TYPE_Q4_0, 0.5 }, { DS_TYPE_Q4_1, 0.5 },
-                  { DS_TYPE_Q5_0, 0.5 }, { DS_TYPE_Q5_1, 0.5 }, { DS_TYPE_Q6_K, 0.5 } };
+    } types[] = { { DS_TYPE_F32, 2e-4 },   { DS_TYPE_F16, 0.05 }, { DS_TYPE_BF16, 0.05 },
+                  { DS_TYPE_Q8_0, 0.5 },   { DS_TYPE_Q4_0, 0.5 }, { DS_TYPE_Q4_1, 0.5 },
+                  { DS_TYPE_Q5_0, 0.5 },   { DS_TYPE_Q5_1, 0.5 }, { DS_TYPE_Q6_K, 0.5 },
+                  { DS_TYPE_IQ4_NL, 0.5 }, { DS_TYPE_MXFP4, 0.5 } };
     struct ds_backend *backends[2] = { ds_naive_backend_new(), cpu_backend() };
 
     (void) state;

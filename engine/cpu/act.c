@@ -13,7 +13,14 @@
 static const struct {
     uint16_t offset;
     bool halves; /* one scale for each half of a unit */
-} offsets[DS_ACT_OFFSETS] = { { 8, false }, { 16, false }, { 32, true }, { 128, false } };
+} offsets[DS_ACT_OFFSETS] = { { 1, false },   { 8, false }, { 16, false }, { 64, false },
+                              { 128, false }, { 4, true },  { 32, true },  { 64, true } };
+
+static bool uses_offset(const struct ds_panel_format *format, unsigned i)
+{
+    return format->offset == offsets[i].offset &&
+           ds_scale_halves(format->scale) == offsets[i].halves;
+}
 
 int32_t ds_act_wide_limit(const int32_t *magnitudes, size_t stride, uint32_t n_units)
 {
@@ -34,6 +41,27 @@ int32_t ds_act_wide_limit(const int32_t *magnitudes, size_t stride, uint32_t n_u
     return n ? (int32_t) (sum / n) + WIDE_STEP : INT32_MAX;
 }
 
+struct wanted {
+    bool offsets[DS_ACT_OFFSETS];
+    bool half_sums;
+    unsigned n_halves; /* planes of two numbers a cell that this comes to */
+};
+
+static struct wanted find_wanted(const struct ds_panel_format *const *formats, unsigned n_formats)
+{
+    struct wanted wanted = { 0 };
+
+    for (unsigned j = 0; j < n_formats; j++) {
+        for (unsigned i = 0; i < DS_ACT_OFFSETS; i++)
+            wanted.offsets[i] |= uses_offset(formats[j], i);
+        wanted.half_sums |= formats[j]->scale == DS_SCALE_2K;
+    }
+    for (unsigned i = 0; i < DS_ACT_OFFSETS; i++)
+        wanted.n_halves += wanted.offsets[i] ? 2 : 0;
+    wanted.n_halves += wanted.half_sums ? 1 : 0;
+    return wanted;
+}
+
 /* The next size bytes of memory, aligned to 64. */
 static void *cut(char **memory, size_t size)
 {
@@ -49,10 +77,10 @@ int ds_act_prepare(struct ds_act_memory *memory, uint32_t n_rows, uint32_t n_gro
     struct ds_act *act = &memory->act;
     size_t n_units = k / DS_UNIT_K, cells = n_rows * n_units;
     size_t halves = 2 * cells * sizeof(int32_t), floats = cells * sizeof(float);
-    size_t n_planes = 2 + 2 + 3 + 2 + 2 * DS_ACT_OFFSETS;
-    char *at =
-        ds_scratch_get(&memory->memory, 2 * cells * DS_UNIT_K + 2 * cells + 3 * floats +
-                                            (2 + 2 * DS_ACT_OFFSETS) * halves + 64 * n_planes);
+    struct wanted wanted = find_wanted(formats, n_formats);
+    size_t n_planes = 2 + 2 + 3 + 2 + wanted.n_halves;
+    char *at = ds_scratch_get(&memory->memory, 2 * cells * DS_UNIT_K + 2 * cells + 3 * floats +
+                                                   (2 + wanted.n_halves) * halves + 64 * n_planes);
 
     if (!at)
         return -ENOMEM;
@@ -69,12 +97,10 @@ int ds_act_prepare(struct ds_act_memory *memory, uint32_t n_rows, uint32_t n_gro
     act->sum = cut(&at, floats);
     act->half_high = cut(&at, halves);
     act->half_low = cut(&at, halves);
+    act->half_sum = wanted.half_sums ? cut(&at, halves) : NULL;
     for (unsigned i = 0; i < DS_ACT_OFFSETS; i++) {
-        memory->offsets[i].high = cut(&at, halves);
-        memory->offsets[i].low = cut(&at, halves);
-        memory->wanted[i] = false;
-        for (unsigned j = 0; j < n_formats; j++)
-            memory->wanted[i] |= formats[j]->offset == offsets[i].offset;
+        memory->offsets[i].high = wanted.offsets[i] ? cut(&at, halves) : NULL;
+        memory->offsets[i].low = wanted.offsets[i] ? cut(&at, halves) : NULL;
     }
     return 0;
 }
@@ -116,11 +142,13 @@ struct ds_act_memory ds_act_view(const struct ds_act_memory *memory, const struc
     act->sum += cell;
     act->half_high += 2 * cell;
     act->half_low += 2 * cell;
-    for (unsigned i = 0; i < DS_ACT_OFFSETS; i++) {
-        view.offsets[i].high = memory->offsets[i].high + 2 * cell;
-        view.offsets[i].low = memory->offsets[i].low + 2 * cell;
-        view.wanted[i] = memory->wanted[i];
-    }
+    if (act->half_sum)
+        act->half_sum += 2 * cell;
+    for (unsigned i = 0; i < DS_ACT_OFFSETS; i++)
+        if (memory->offsets[i].high) {
+            view.offsets[i].high = memory->offsets[i].high + 2 * cell;
+            view.offsets[i].low = memory->offsets[i].low + 2 * cell;
+        }
     return view;
 }
 
@@ -144,6 +172,14 @@ static void correct(struct ds_act_memory *memory, unsigned i, size_t first, size
     }
 }
 
+/* As ds_act.sum is made of both halves */
+static void sum_halves(const struct ds_act *act, size_t first, size_t end)
+{
+    for (size_t at = 2 * first; at < 2 * end; at++)
+        act->half_sum[at] =
+            act->fine[at / 2] * (float) (act->half_high[at] * 128 + act->half_low[at]);
+}
+
 void ds_act_finish_group(struct ds_act_memory *view, uint32_t group)
 {
     struct ds_act *act = &view->act;
@@ -156,8 +192,10 @@ void ds_act_finish_group(struct ds_act_memory *view, uint32_t group)
         for (uint32_t i = 0; i < n; i++)
             act->any_wide[any + u] |= act->wide[cell + i];
         for (unsigned i = 0; i < DS_ACT_OFFSETS; i++)
-            if (view->wanted[i])
+            if (view->offsets[i].high)
                 correct(view, i, cell, cell + n);
+        if (act->half_sum)
+            sum_halves(act, cell, cell + n);
     }
 }
 
@@ -202,7 +240,7 @@ struct ds_act_offset ds_act_offset(const struct ds_act_memory *memory,
                                    const struct ds_panel_format *format)
 {
     for (unsigned i = 0; i < DS_ACT_OFFSETS; i++)
-        if (offsets[i].offset == format->offset)
+        if (uses_offset(format, i))
             return (struct ds_act_offset){ memory->offsets[i].high, memory->offsets[i].low };
     return (struct ds_act_offset){ NULL, NULL };
 }

@@ -6,15 +6,14 @@
 #include "engine/cpu/pool.h"
 #include "engine/cpu/scratch.h"
 
-#define DS_ACT_OFFSETS 4u /* offsets the panel formats use, apart from 0 */
+#define DS_ACT_OFFSETS 8u /* offsets the panel formats use, apart from 0 */
 
 struct ds_act_memory {
     struct ds_act act; /* planes lie in memory, valid until the next quantise */
     struct ds_scratch memory;
     struct {
         int32_t *high, *low;
-    } offsets[DS_ACT_OFFSETS]; /* filled for those that are wanted */
-    bool wanted[DS_ACT_OFFSETS];
+    } offsets[DS_ACT_OFFSETS]; /* NULL unless wanted */
 };
 
 /*

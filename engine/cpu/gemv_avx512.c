@@ -46,26 +46,30 @@ DS_INLINE __m512 row_add(const struct ds_gemv *gemv, size_t cell, enum ds_panel_
 {
     const struct ds_act *act = gemv->act;
     const __m512 factor = _mm512_set1_ps(wide ? act->fine[cell] : act->scale[cell]);
-    const bool offset = scale == DS_SCALE_D || scale == DS_SCALE_6K;
-    const unsigned n_groups = scale == DS_SCALE_6K ? 4 : 8;
+    const bool offset = !ds_scale_minimum(scale);
+    const unsigned n_groups = ds_scale_halves(scale) ? 4 : 8;
 
     for (unsigned first = 0; first < 8; first += n_groups) {
         __m512i sum = row_sum(gemv, cell, offset, wide, q, first, n_groups);
 
         acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), _mm512_mul_ps(s->d[first / 4], factor), acc);
     }
-    if (!offset)
-        acc = _mm512_fmadd_ps(s->m, _mm512_set1_ps(act->sum[cell]), acc);
+    if (scale == DS_SCALE_2K)
+        for (unsigned half = 0; half < 2; half++)
+            acc = _mm512_fmadd_ps(s->m[half], _mm512_set1_ps(act->half_sum[2 * cell + half]), acc);
+    else if (!offset)
+        acc = _mm512_fmadd_ps(s->m[0], _mm512_set1_ps(act->sum[cell]), acc);
     return acc;
 }
 
-DS_INLINE void multiply(const struct ds_gemv *gemv, unsigned bits, enum ds_panel_scale scale,
-                        unsigned n)
+DS_INLINE void multiply(const struct ds_gemv *gemv, unsigned bits, bool coded,
+                        enum ds_panel_scale scale, unsigned n)
 {
     const struct ds_weight *weight = gemv->weight;
     const struct ds_act *act = gemv->act;
-    const unsigned group_units = scale == DS_SCALE_K || scale == DS_SCALE_6K ? 8 : 1;
-    const unsigned unit_bytes = bits == 8 ? 512 : bits == 6 ? 384 : bits == 5 ? 320 : 256;
+    const unsigned group_units = ds_scale_units(scale), unit_bytes = 64 * bits;
+    const float factor = known_factor(bits, coded, weight);
+    const __m512i table = code_table(weight->format, coded);
     const uint8_t *group = ds_weight_panel(weight, gemv->panel);
     const uint8_t *unit = group + weight->scale_bytes;
     size_t cell = ds_act_cell(act, gemv->first_row, 0);
@@ -75,12 +79,12 @@ DS_INLINE void multiply(const struct ds_gemv *gemv, unsigned bits, enum ds_panel
         acc[i] = _mm512_setzero_ps();
     for (uint32_t unit_number = 0; unit_number < act->n_units; unit_number += group_units) {
         for (unsigned u = 0; u < group_units; u++, unit += unit_bytes, cell += act->group_rows) {
-            struct unit_scales s = unit_scales(scale, group, u);
+            struct unit_scales s = unit_scales(scale, factor, group, u);
             __m512i q[8];
 
             for (unsigned line = 0; line < unit_bytes; line += 64)
                 _mm_prefetch(unit + PREFETCH_BYTES + line, _MM_HINT_T0);
-            unit_quants(bits, unit, q);
+            unit_quants(bits, coded, table, unit, q);
 #pragma GCC unroll 4
             for (unsigned i = 0; i < n; i++) {
                 if (act->wide[cell + i])
@@ -89,54 +93,38 @@ DS_INLINE void multiply(const struct ds_gemv *gemv, unsigned bits, enum ds_panel
                     acc[i] = row_add(gemv, cell + i, scale, false, q, &s, acc[i]);
             }
         }
-        group += weight->format->group_bytes;
+        group += ds_scale_bytes(scale);
     }
     for (unsigned i = 0; i < n; i++)
         _mm512_store_ps(gemv->acc + i * DS_PANEL_ROWS, acc[i]);
 }
 
-DS_INLINE void multiply_any(const struct ds_gemv *gemv, unsigned bits, enum ds_panel_scale scale)
+DS_INLINE void multiply_any(const struct ds_gemv *gemv, unsigned bits, bool coded,
+                            enum ds_panel_scale scale)
 {
     switch (gemv->n_rows) {
     case 1:
-        multiply(gemv, bits, scale, 1);
+        multiply(gemv, bits, coded, scale, 1);
         return;
     case 2:
-        multiply(gemv, bits, scale, 2);
+        multiply(gemv, bits, coded, scale, 2);
         return;
     case 3:
-        multiply(gemv, bits, scale, 3);
+        multiply(gemv, bits, coded, scale, 3);
         return;
     default:
-        multiply(gemv, bits, scale, 4);
+        multiply(gemv, bits, coded, scale, 4);
     }
 }
 
 void ds_gemv_avx512(const struct ds_gemv *gemv)
 {
-    switch (gemv->weight->format->type) {
-    case DS_TYPE_Q4_0:
-        multiply_any(gemv, 4, DS_SCALE_D);
+    switch (ds_panel_kind(gemv->weight->format)) {
+#define KIND(bits, coded, scale)                                                                   \
+    case DS_PANEL_KIND(bits, coded, scale):                                                        \
+        multiply_any(gemv, bits, coded, scale);                                                    \
         return;
-    case DS_TYPE_Q4_1:
-        multiply_any(gemv, 4, DS_SCALE_DM);
-        return;
-    case DS_TYPE_Q5_0:
-        multiply_any(gemv, 5, DS_SCALE_D);
-        return;
-    case DS_TYPE_Q5_1:
-        multiply_any(gemv, 5, DS_SCALE_DM);
-        return;
-    case DS_TYPE_Q8_0:
-        multiply_any(gemv, 8, DS_SCALE_D);
-        return;
-    case DS_TYPE_Q4_K:
-        multiply_any(gemv, 4, DS_SCALE_K);
-        return;
-    case DS_TYPE_Q5_K:
-        multiply_any(gemv, 5, DS_SCALE_K);
-        return;
-    default:
-        multiply_any(gemv, 6, DS_SCALE_6K);
+        DS_PANEL_KINDS(KIND)
+#undef KIND
     }
 }

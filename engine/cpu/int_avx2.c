@@ -2,7 +2,8 @@
 /*
  * VPMADDUBSW multiplies bytes and adds pairs into 16 bits, saturating. Activations are at most 127
  * in magnitude, so sums of pairs stay exact over as many groups of four k as `exact_groups` says:
- *      2 x 127 x 15 x 8 = 30480, 2 x 127 x 31 x 4 = 31496, 2 x 127 x 63 x 2 = 32004.
+ *      2 x 127 x 15 x 8 = 30480, 2 x 127 x 31 x 4 = 31496, 2 x 127 x 63 x 2 = 32004,
+ *      2 x 127 x 127 = 32258.
  * Eight-bit weights are taken as signed, their sign moved to the activation: 2 x 127 x 128 = 32512.
  */
 #include <immintrin.h>
@@ -14,8 +15,8 @@
 
 /* What the inner loop is specialised for. */
 struct kind {
-    unsigned bits;
-    unsigned exact_groups;
+    unsigned q_bits;       /* 4 stands for fewer, too */
+    unsigned exact_groups; /* no more than a scale has */
     bool minimum, halves;
 };
 
@@ -36,7 +37,7 @@ always_inline __m256i four_k(const int8_t *at)
 /* Pairs of products of one group, 16 bits each */
 always_inline __m256i pairs(const struct kind *kind, __m256i w, __m256i a)
 {
-    if (kind->bits == 8) {
+    if (kind->q_bits == 8) {
         w = _mm256_xor_si256(w, _mm256_set1_epi8(-128)); /* q - 128 */
         return _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(a, w));
     }
@@ -77,7 +78,7 @@ always_inline void unit_add(const struct kind *kind, const struct rows *rows, un
     const struct ds_act *act = gemm->act;
     const size_t cell = ds_act_cell(act, rows->first, gemm->first_unit + u);
     const bool low = ds_act_any_wide(act, rows->first, gemm->first_unit + u);
-    const bool offset = !kind->minimum && kind->bits != 8;
+    const bool offset = !kind->minimum && kind->q_bits != 8;
     const size_t correction = 2 * cell + first / 4;
     const uint8_t *q = gemm->tile->q[u] + 4 * lane;
     const float *scale = (low ? act->fine : act->scale) + cell;
@@ -102,6 +103,13 @@ always_inline void unit_add(const struct kind *kind, const struct rows *rows, un
     }
 }
 
+always_inline void add_minima(const float *minima, const float *sums, size_t stride, unsigned n,
+                              __m256 acc[ROWS_MAX])
+{
+    for (unsigned i = 0; i < n; i++)
+        acc[i] = _mm256_fmadd_ps(_mm256_load_ps(minima), _mm256_set1_ps(sums[stride * i]), acc[i]);
+}
+
 always_inline void multiply_rows(const struct kind *kind, const struct rows *rows, unsigned n,
                                  unsigned lane)
 {
@@ -113,7 +121,7 @@ always_inline void multiply_rows(const struct kind *kind, const struct rows *row
         acc[i] = gemm->first_unit == 0 ? _mm256_setzero_ps()
                                        : _mm256_load_ps(rows->acc + i * DS_PANEL_ROWS + lane);
     for (uint32_t u = 0; u < gemm->n_units; u++) {
-        const float *sums = act->sum + ds_act_cell(act, rows->first, gemm->first_unit + u);
+        size_t cell = ds_act_cell(act, rows->first, gemm->first_unit + u);
 
         if (kind->halves) {
             unit_add(kind, rows, n, u, lane, 0, 4, acc);
@@ -121,9 +129,12 @@ always_inline void multiply_rows(const struct kind *kind, const struct rows *row
         } else {
             unit_add(kind, rows, n, u, lane, 0, 8, acc);
         }
-        for (unsigned i = 0; i < n && kind->minimum; i++)
-            acc[i] = _mm256_fmadd_ps(_mm256_load_ps(gemm->tile->m[u] + lane),
-                                     _mm256_set1_ps(sums[i]), acc[i]);
+        if (kind->minimum && kind->halves) {
+            add_minima(gemm->tile->m[u][0] + lane, act->half_sum + 2 * cell, 2, n, acc);
+            add_minima(gemm->tile->m[u][1] + lane, act->half_sum + 2 * cell + 1, 2, n, acc);
+        } else if (kind->minimum) {
+            add_minima(gemm->tile->m[u][0] + lane, act->sum + cell, 1, n, acc);
+        }
     }
     for (unsigned i = 0; i < n; i++)
         _mm256_store_ps(rows->acc + i * DS_PANEL_ROWS + lane, acc[i]);
@@ -152,25 +163,28 @@ always_inline void multiply_all(const struct ds_gemm *gemm, const struct kind ki
 
 void ds_gemm_avx2(const struct ds_gemm *gemm)
 {
-    bool minimum = gemm->format->scale == DS_SCALE_DM || gemm->format->scale == DS_SCALE_K;
+    const enum ds_panel_scale scale = gemm->format->scale;
+    const bool minimum = ds_scale_minimum(scale), halves = ds_scale_halves(scale);
+    const unsigned q_bits = gemm->format->q_bits;
 
-    switch (gemm->format->bits) {
-    case 4:
-        if (minimum)
-            multiply_all(gemm, (struct kind){ 4, 8, true, false });
-        else
-            multiply_all(gemm, (struct kind){ 4, 8, false, false });
-        return;
-    case 5:
-        if (minimum)
-            multiply_all(gemm, (struct kind){ 5, 4, true, false });
-        else
-            multiply_all(gemm, (struct kind){ 5, 4, false, false });
-        return;
-    case 6:
+    if (minimum && halves)
+        multiply_all(gemm, (struct kind){ 4, 4, true, true });
+    else if (minimum && q_bits <= 4)
+        multiply_all(gemm, (struct kind){ 4, 8, true, false });
+    else if (minimum)
+        multiply_all(gemm, (struct kind){ 5, 4, true, false });
+    else if (halves && q_bits <= 4)
+        multiply_all(gemm, (struct kind){ 4, 4, false, true });
+    else if (halves && q_bits <= 6)
         multiply_all(gemm, (struct kind){ 6, 2, false, true });
-        return;
-    default:
+    else if (halves)
+        multiply_all(gemm, (struct kind){ 7, 1, false, true });
+    else if (q_bits <= 4)
+        multiply_all(gemm, (struct kind){ 4, 8, false, false });
+    else if (q_bits == 5)
+        multiply_all(gemm, (struct kind){ 5, 4, false, false });
+    else if (q_bits == 7)
+        multiply_all(gemm, (struct kind){ 7, 1, false, false });
+    else
         multiply_all(gemm, (struct kind){ 8, 1, false, false });
-    }
 }

@@ -6,63 +6,52 @@
 #include "engine/cpu/int_avx512.h"
 #include "engine/cpu/integer.h"
 
-DS_INLINE void unpack_units(unsigned bits, enum ds_panel_scale scale, struct ds_tile *tile,
-                            const struct ds_weight *weight, uint32_t panel, uint32_t first,
-                            uint32_t n_units)
+DS_INLINE void unpack_units(unsigned bits, bool coded, enum ds_panel_scale scale,
+                            struct ds_tile *tile, const struct ds_weight *weight, uint32_t panel,
+                            uint32_t first, uint32_t n_units)
 {
-    const unsigned group_units = scale == DS_SCALE_K || scale == DS_SCALE_6K ? 8 : 1;
+    const unsigned group_units = ds_scale_units(scale);
     const uint8_t *at = ds_weight_panel(weight, panel);
-    const uint8_t *unit = at + weight->scale_bytes + (size_t) first * weight->format->unit_bytes;
+    const uint8_t *unit = at + weight->scale_bytes + (size_t) first * 64 * bits;
+    const float factor = known_factor(bits, coded, weight);
+    const __m512i table = code_table(weight->format, coded);
     __m512i q[8];
 
-    for (uint32_t u = 0; u < n_units; u++, unit += weight->format->unit_bytes) {
-        const uint8_t *group =
-            at + (size_t) ((first + u) / group_units) * weight->format->group_bytes;
-        struct unit_scales s = unit_scales(scale, group, (first + u) % group_units);
+    for (uint32_t u = 0; u < n_units; u++, unit += (size_t) 64 * bits) {
+        const uint8_t *group = at + (size_t) ((first + u) / group_units) * ds_scale_bytes(scale);
+        struct unit_scales s = unit_scales(scale, factor, group, (first + u) % group_units);
 
-        unit_quants(bits, unit, q);
+        unit_quants(bits, coded, table, unit, q);
         for (unsigned g = 0; g < 8; g++)
             _mm512_store_si512(tile->q[u] + 64 * g, q[g]);
-        _mm512_store_ps(tile->d[u][0], s.d[0]);
-        if (scale == DS_SCALE_6K)
-            _mm512_store_ps(tile->d[u][1], s.d[1]);
-        if (scale == DS_SCALE_DM || scale == DS_SCALE_K)
-            _mm512_store_ps(tile->m[u], s.m);
+        for (unsigned half = 0; half < 1u + ds_scale_halves(scale); half++) {
+            _mm512_store_ps(tile->d[u][half], s.d[half]);
+            if (half == 0 ? ds_scale_minimum(scale) : scale == DS_SCALE_2K)
+                _mm512_store_ps(tile->m[u][half], s.m[half]);
+        }
     }
 }
 
 void ds_unpack_avx512(struct ds_tile *tile, const struct ds_weight *weight, uint32_t panel,
                       uint32_t first, uint32_t n_units)
 {
-    switch (weight->format->type) {
-    case DS_TYPE_Q4_0:
-        unpack_units(4, DS_SCALE_D, tile, weight, panel, first, n_units);
+    switch (ds_panel_kind(weight->format)) {
+#define KIND(bits, coded, scale)                                                                   \
+    case DS_PANEL_KIND(bits, coded, scale):                                                        \
+        unpack_units(bits, coded, scale, tile, weight, panel, first, n_units);                     \
         return;
-    case DS_TYPE_Q4_1:
-        unpack_units(4, DS_SCALE_DM, tile, weight, panel, first, n_units);
-        return;
-    case DS_TYPE_Q5_0:
-        unpack_units(5, DS_SCALE_D, tile, weight, panel, first, n_units);
-        return;
-    case DS_TYPE_Q5_1:
-        unpack_units(5, DS_SCALE_DM, tile, weight, panel, first, n_units);
-        return;
-    case DS_TYPE_Q8_0:
-        unpack_units(8, DS_SCALE_D, tile, weight, panel, first, n_units);
-        return;
-    case DS_TYPE_Q4_K:
-        unpack_units(4, DS_SCALE_K, tile, weight, panel, first, n_units);
-        return;
-    case DS_TYPE_Q5_K:
-        unpack_units(5, DS_SCALE_K, tile, weight, panel, first, n_units);
-        return;
-    default:
-        unpack_units(6, DS_SCALE_6K, tile, weight, panel, first, n_units);
+        DS_PANEL_KINDS(KIND)
+#undef KIND
     }
 }
 
 /* How weights of a kind are scaled: what the inner loop is specialised for. */
-enum kind { KIND_MIN, KIND_OFFSET, KIND_HALVES };
+enum kind { KIND_MIN, KIND_MIN_HALVES, KIND_OFFSET, KIND_OFFSET_HALVES };
+
+DS_INLINE bool has_minimum(enum kind kind)
+{
+    return kind == KIND_MIN || kind == KIND_MIN_HALVES;
+}
 
 #define ROWS_MAX DS_ACT_GROUP
 
@@ -85,8 +74,8 @@ DS_INLINE void unit_sums(const struct ds_gemm *gemm, unsigned n, enum kind kind,
 
 #pragma GCC unroll 12
     for (unsigned i = 0; i < n; i++)
-        sum[i] = kind == KIND_MIN ? _mm512_setzero_si512()
-                                  : _mm512_set1_epi32(gemm->offset.high[correction + 2 * i]);
+        sum[i] = has_minimum(kind) ? _mm512_setzero_si512()
+                                   : _mm512_set1_epi32(gemm->offset.high[correction + 2 * i]);
 #pragma GCC unroll 8
     for (unsigned g = first; g < first + n_groups; g++) {
         __m512i w = _mm512_load_si512(q + 64 * g);
@@ -100,7 +89,7 @@ DS_INLINE void unit_sums(const struct ds_gemm *gemm, unsigned n, enum kind kind,
 #pragma GCC unroll 12
     for (unsigned i = 0; i < n; i++) {
         sum[i] = _mm512_slli_epi32(sum[i], 7);
-        if (kind != KIND_MIN)
+        if (!has_minimum(kind))
             sum[i] =
                 _mm512_add_epi32(sum[i], _mm512_set1_epi32(gemm->offset.low[correction + 2 * i]));
     }
@@ -137,12 +126,22 @@ DS_INLINE void unit_add(const struct ds_gemm *gemm, unsigned n, enum kind kind, 
 DS_INLINE void unit_all(const struct ds_gemm *gemm, unsigned n, enum kind kind, uint32_t u,
                         size_t cell, bool low, __m512 acc[ROWS_MAX])
 {
-    if (kind == KIND_HALVES) {
+    if (kind == KIND_OFFSET_HALVES || kind == KIND_MIN_HALVES) {
         unit_add(gemm, n, kind, u, cell, 0, 4, low, acc);
         unit_add(gemm, n, kind, u, cell, 4, 4, low, acc);
     } else {
         unit_add(gemm, n, kind, u, cell, 0, 8, low, acc);
     }
+}
+
+DS_INLINE void add_minima(const float *minima, const float *sums, size_t stride, unsigned n,
+                          __m512 acc[ROWS_MAX])
+{
+    __m512 m = _mm512_load_ps(minima);
+
+#pragma GCC unroll 12
+    for (unsigned i = 0; i < n; i++)
+        acc[i] = _mm512_fmadd_ps(m, _mm512_set1_ps(sums[stride * i]), acc[i]);
 }
 
 DS_INLINE void multiply_rows(const struct rows *rows, unsigned n, enum kind kind)
@@ -161,12 +160,11 @@ DS_INLINE void multiply_rows(const struct rows *rows, unsigned n, enum kind kind
             unit_all(gemm, n, kind, u, cell, true, acc);
         else
             unit_all(gemm, n, kind, u, cell, false, acc);
-        if (kind == KIND_MIN) {
-            __m512 m = _mm512_load_ps(gemm->tile->m[u]);
-
-#pragma GCC unroll 12
-            for (unsigned i = 0; i < n; i++)
-                acc[i] = _mm512_fmadd_ps(m, _mm512_set1_ps(act->sum[cell + i]), acc[i]);
+        if (kind == KIND_MIN)
+            add_minima(gemm->tile->m[u][0], act->sum + cell, 1, n, acc);
+        if (kind == KIND_MIN_HALVES) {
+            add_minima(gemm->tile->m[u][0], act->half_sum + 2 * cell, 2, n, acc);
+            add_minima(gemm->tile->m[u][1], act->half_sum + 2 * cell + 1, 2, n, acc);
         }
     }
 #pragma GCC unroll 12
@@ -209,14 +207,14 @@ DS_INLINE void multiply_all(const struct ds_gemm *gemm, enum kind kind)
 
 void ds_gemm_avx512(const struct ds_gemm *gemm)
 {
-    switch (gemm->format->scale) {
-    case DS_SCALE_D:
-        multiply_all(gemm, KIND_OFFSET);
-        return;
-    case DS_SCALE_6K:
-        multiply_all(gemm, KIND_HALVES);
-        return;
-    default:
+    const enum ds_panel_scale scale = gemm->format->scale;
+
+    if (scale == DS_SCALE_2K)
+        multiply_all(gemm, KIND_MIN_HALVES);
+    else if (scale == DS_SCALE_6K)
+        multiply_all(gemm, KIND_OFFSET_HALVES);
+    else if (ds_scale_minimum(scale))
         multiply_all(gemm, KIND_MIN);
-    }
+    else
+        multiply_all(gemm, KIND_OFFSET);
 }

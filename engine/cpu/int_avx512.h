@@ -8,42 +8,49 @@
 
 #define DS_INLINE static inline __attribute__((always_inline))
 
-/* Weights of one unit: byte 4 r + i of q[g] is k = 4 g + i of row r. */
-DS_INLINE void unit_quants(unsigned bits, const uint8_t *unit, __m512i q[8])
+/* What codes stand for, for every lane of VPSHUFB; anything where there are no codes. */
+DS_INLINE __m512i code_table(const struct ds_panel_format *format, bool coded)
 {
-    const __m512i nibble = _mm512_set1_epi8(15), fifth = _mm512_set1_epi8(16);
-    const __m512i top = _mm512_set1_epi8(48);
+    __m128i values;
 
-    if (bits == 8) {
-        for (unsigned g = 0; g < 8; g++)
+    if (!coded)
+        return _mm512_setzero_si512();
+    values = _mm_loadu_si128((const __m128i *) format->values);
+    values = _mm_add_epi8(values, _mm_set1_epi8((char) format->offset));
+    return _mm512_broadcast_i32x4(values);
+}
+
+/* Bits 0 .. of every byte: v moved by from - to bits down (or up); neighbours' bits come along. */
+DS_INLINE __m512i move_bits(__m512i v, unsigned from, unsigned to)
+{
+    return from < to ? _mm512_slli_epi16(v, to - from) : _mm512_srli_epi16(v, from - to);
+}
+
+/* Weights of one unit: byte 4 r + i of q[g] is k = 4 g + i of row r. */
+DS_INLINE void unit_quants(unsigned bits, bool coded, __m512i table, const uint8_t *unit,
+                           __m512i q[8])
+{
+    const unsigned low = bits < 4 ? 2 : 4, more = bits - low;
+    const __m512i low_mask = _mm512_set1_epi8(low == 2 ? 3 : 15);
+    const __m512i more_mask = _mm512_set1_epi8((char) (((1 << more) - 1) << low));
+
+    for (unsigned g = 0; g < 8; g++) {
+        __m512i plane;
+
+        if (bits == 8) {
             q[g] = _mm512_load_si512(unit + 64 * g);
-        return;
-    }
-    for (unsigned j = 0; j < 4; j++) {
-        __m512i both = _mm512_load_si512(unit + 64 * j);
-
-        q[2 * j] = _mm512_and_si512(both, nibble);
-        q[2 * j + 1] = _mm512_and_si512(_mm512_srli_epi16(both, 4), nibble);
-    }
-    if (bits == 5) {
-        __m512i more = _mm512_load_si512(unit + 256);
-
-        for (unsigned g = 0; g < 8; g++) {
-            __m512i bit = g < 4 ? _mm512_slli_epi16(more, 4 - g) : _mm512_srli_epi16(more, g - 4);
-
-            q[g] = _mm512_ternarylogic_epi32(q[g], bit, fifth, 0xf8); /* q | (bit & fifth) */
+            continue;
         }
-    }
-    if (bits == 6)
-        for (unsigned g = 0; g < 8; g++) {
-            __m512i two = _mm512_load_si512(unit + 256 + 64 * (g / 4));
-
-            if (g % 4 < 2)
-                two = _mm512_slli_epi16(two, 4 - 2 * (g % 4));
-            else
-                two = _mm512_srli_epi16(two, 2 * (g % 4) - 4);
-            q[g] = _mm512_ternarylogic_epi32(q[g], two, top, 0xf8);
+        plane = _mm512_load_si512(unit + 64 * (g * low / 8));
+        q[g] = _mm512_and_si512(move_bits(plane, g * low % 8, 0), low_mask);
+        if (more) {
+            plane = _mm512_load_si512(unit + 64 * low + 64 * (g * more / 8));
+            plane = move_bits(plane, g * more % 8, low);
+            q[g] = _mm512_ternarylogic_epi32(q[g], plane, more_mask, 0xf8); /* q | plane & mask */
         }
+        if (coded)
+            q[g] = _mm512_shuffle_epi8(table, q[g]);
+    }
 }
 
 DS_INLINE __m512 f16_lanes(const uint8_t *at)
@@ -61,32 +68,65 @@ DS_INLINE __m512 i8_lanes(const uint8_t *at)
     return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *) at)));
 }
 
-/* Scales of one unit: d[1] for DS_SCALE_6K only, m for DS_SCALE_DM and DS_SCALE_K only. */
+/* 2^(e - 128): a normal number from e = 2 on */
+DS_INLINE __m512 e8_lanes(const uint8_t *at)
+{
+    __m512i e = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *) at));
+    __m512i normal = _mm512_slli_epi32(_mm512_sub_epi32(e, _mm512_set1_epi32(1)), 23);
+    __m512i small = _mm512_sllv_epi32(_mm512_set1_epi32(0x00200000), e);
+    __mmask16 tiny = _mm512_cmplt_epi32_mask(e, _mm512_set1_epi32(2));
+
+    return _mm512_castsi512_ps(_mm512_mask_mov_epi32(normal, tiny, small));
+}
+
+DS_INLINE __m512 negative(__m512 v)
+{
+    return _mm512_xor_ps(v, _mm512_set1_ps(-0.0f));
+}
+
+/* Scales of one unit: the second of each for types with scales for halves, m for types with minima.
+ */
 struct unit_scales {
-    __m512 d[2], m;
+    __m512 d[2], m[2];
 };
 
-DS_INLINE struct unit_scales unit_scales(enum ds_panel_scale scale, const uint8_t *group,
-                                         unsigned unit)
+DS_INLINE struct unit_scales unit_scales(enum ds_panel_scale scale, float factor,
+                                         const uint8_t *group, unsigned unit)
 {
-    struct unit_scales s = { { f16_lanes(group), _mm512_setzero_ps() }, _mm512_setzero_ps() };
-    __m512 d = s.d[0];
+    const uint8_t *own = group + ds_scale_own(scale, unit);
+    struct unit_scales s = { 0 };
+    __m512 d, dmin;
 
-    if (scale == DS_SCALE_DM) {
-        s.m = f16_lanes(group + 32);
-    } else if (scale == DS_SCALE_K) {
-        const uint8_t *own = group + 64 + 32 * (size_t) unit;
-
-        s.d[0] = _mm512_mul_ps(d, u8_lanes(own));
-        s.m = _mm512_mul_ps(f16_lanes(group + 32), u8_lanes(own + 16));
-        s.m = _mm512_sub_ps(_mm512_set1_ps(-0.0f), s.m);
-    } else if (scale == DS_SCALE_6K) {
-        const uint8_t *own = group + 32 + 32 * (size_t) unit;
-
+    if (scale == DS_SCALE_E8) {
+        s.d[0] = e8_lanes(group);
+        return s;
+    }
+    s.d[0] = d = _mm512_mul_ps(f16_lanes(group), _mm512_set1_ps(factor));
+    if (scale == DS_SCALE_I8 || scale == DS_SCALE_6K)
         s.d[0] = _mm512_mul_ps(d, i8_lanes(own));
+    if (scale == DS_SCALE_6K)
         s.d[1] = _mm512_mul_ps(d, i8_lanes(own + 16));
+    if (!ds_scale_minimum(scale))
+        return s;
+    s.m[0] = dmin = _mm512_mul_ps(f16_lanes(group + 32), _mm512_set1_ps(factor));
+    if (scale == DS_SCALE_K) {
+        s.d[0] = _mm512_mul_ps(d, u8_lanes(own));
+        s.m[0] = negative(_mm512_mul_ps(dmin, u8_lanes(own + 16)));
+    }
+    for (unsigned half = 0; half < 2 && scale == DS_SCALE_2K; half++) {
+        __m512i both = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *) (own + 16 * half)));
+        __m512i low = _mm512_and_si512(both, _mm512_set1_epi32(15));
+
+        s.d[half] = _mm512_mul_ps(d, _mm512_cvtepi32_ps(low));
+        s.m[half] = negative(_mm512_mul_ps(dmin, _mm512_cvtepi32_ps(_mm512_srli_epi32(both, 4))));
     }
     return s;
+}
+
+/* Only the types of superblocks with few bits have a factor. */
+DS_INLINE float known_factor(unsigned bits, bool coded, const struct ds_weight *weight)
+{
+    return bits < 4 || coded ? weight->factor : 1.0f;
 }
 
 /* Four k of one row of activations, for every lane. */

@@ -4,55 +4,73 @@
 
 #include "engine/cpu/integer.h"
 #include "engine/cpu/vec_portable.h"
+#include "engine/format/quant.h"
 
 static uint16_t get_u16(const uint8_t *p)
 {
     return (uint16_t) (p[0] | p[1] << 8);
 }
 
+/* q[i] |= `bits` bits of plane byte i, from bit `from` on, moved up to bit `to` */
+static void unpack_plane(uint8_t *q, const uint8_t *plane, unsigned from, unsigned bits,
+                         unsigned to)
+{
+    for (unsigned i = 0; i < 64; i++)
+        q[i] |= (uint8_t) ((plane[i] >> from & ((1u << bits) - 1)) << to);
+}
+
 static void unpack_quants(const struct ds_panel_format *format, const uint8_t *unit, uint8_t *q)
 {
-    const uint8_t *more = unit + DS_UNIT_BYTES / 2;
+    const unsigned low = format->bits < 4 ? 2 : 4, more = format->bits - low;
+    const uint8_t *rest = unit + 64 * low;
 
     if (format->bits == 8) {
         memcpy(q, unit, DS_UNIT_BYTES);
         return;
     }
-    for (unsigned j = 0; j < 4; j++)
-        for (unsigned i = 0; i < 64; i++) {
-            q[128 * j + i] = unit[64 * j + i] & 15;
-            q[128 * j + 64 + i] = unit[64 * j + i] >> 4;
-        }
-    for (unsigned g = 0; g < 8 && format->bits == 5; g++)
-        for (unsigned i = 0; i < 64; i++)
-            q[64 * g + i] |= (uint8_t) ((more[i] >> g & 1) << 4);
-    for (unsigned g = 0; g < 8 && format->bits == 6; g++)
-        for (unsigned i = 0; i < 64; i++)
-            q[64 * g + i] |= (uint8_t) ((more[64 * (g / 4) + i] >> 2 * (g % 4) & 3) << 4);
+    memset(q, 0, DS_UNIT_BYTES);
+    for (unsigned g = 0; g < 8; g++) {
+        unpack_plane(q + 64 * g, unit + 64 * (g * low / 8), g * low % 8, low, 0);
+        if (more)
+            unpack_plane(q + 64 * g, rest + 64 * (g * more / 8), g * more % 8, more, low);
+    }
+    for (unsigned i = 0; i < DS_UNIT_BYTES && format->values; i++)
+        q[i] = (uint8_t) (format->values[q[i]] + format->offset);
 }
 
 static void unpack_scales(struct ds_tile *tile, unsigned to, const struct ds_weight *weight,
                           const uint8_t *panel, uint32_t unit)
 {
-    const struct ds_panel_format *format = weight->format;
-    const uint8_t *group = panel + (size_t) (unit / format->group_units) * format->group_bytes;
-    const uint8_t *own = group + (format->scale == DS_SCALE_6K ? 32 : 64) +
-                         32 * (unit % format->group_units); /* of DS_SCALE_K and _6K */
+    const enum ds_panel_scale scale = weight->format->scale;
+    const unsigned group_units = ds_scale_units(scale);
+    const uint8_t *group = panel + (size_t) (unit / group_units) * ds_scale_bytes(scale);
+    const uint8_t *own = group + ds_scale_own(scale, unit % group_units); /* where there are any */
+    float(*ds)[DS_PANEL_ROWS] = tile->d[to], (*ms)[DS_PANEL_ROWS] = tile->m[to];
 
     for (unsigned r = 0; r < DS_PANEL_ROWS; r++) {
-        float d = f16_to_f32(get_u16(group + 2 * r));
-        float m = f16_to_f32(get_u16(group + 32 + 2 * r)); /* meaningless where there is none */
+        float d, m = 0;
 
-        tile->d[to][0][r] = d;
-        if (format->scale == DS_SCALE_DM) {
-            tile->m[to][r] = m;
-        } else if (format->scale == DS_SCALE_K) {
-            tile->d[to][0][r] = d * (float) own[r];
-            tile->m[to][r] = -(m * (float) own[16 + r]);
-        } else if (format->scale == DS_SCALE_6K) {
-            tile->d[to][0][r] = d * (float) (int8_t) own[r];
-            tile->d[to][1][r] = d * (float) (int8_t) own[16 + r];
+        if (scale == DS_SCALE_E8) {
+            ds[0][r] = ds_e8m0_half(group[r]);
+            continue;
         }
+        d = f16_to_f32(get_u16(group + 2 * r)) * weight->factor;
+        if (ds_scale_minimum(scale))
+            m = f16_to_f32(get_u16(group + 32 + 2 * r)) * weight->factor;
+        ds[0][r] = d;
+        ms[0][r] = m;
+        if (scale == DS_SCALE_K) {
+            ds[0][r] = d * (float) own[r];
+            ms[0][r] = -(m * (float) own[16 + r]);
+        }
+        for (unsigned half = 0; half < 2 && scale == DS_SCALE_2K; half++) {
+            ds[half][r] = d * (float) (own[16 * half + r] & 15);
+            ms[half][r] = -(m * (float) (own[16 * half + r] >> 4));
+        }
+        if (scale == DS_SCALE_I8 || scale == DS_SCALE_6K)
+            ds[0][r] = d * (float) (int8_t) own[r];
+        if (scale == DS_SCALE_6K)
+            ds[1][r] = d * (float) (int8_t) own[16 + r];
     }
 }
 
@@ -63,7 +81,8 @@ void ds_unpack_portable(struct ds_tile *tile, const struct ds_weight *weight, ui
 
     for (uint32_t u = 0; u < n_units; u++) {
         unpack_quants(weight->format,
-                      at + weight->scale_bytes + (size_t) (first + u) * weight->format->unit_bytes,
+                      at + weight->scale_bytes +
+                          (size_t) (first + u) * ds_panel_unit_bytes(weight->format),
                       tile->q[u]);
         unpack_scales(tile, u, weight, at, first + u);
     }
@@ -105,8 +124,15 @@ static void add_groups(float *acc, const struct ds_gemm *gemm, uint32_t u, size_
         acc[r] = fmaf((float) sum[r], d[r] * scale, acc[r]);
 }
 
+static void add_minima(float *acc, const float *m, float sum)
+{
+    for (unsigned r = 0; r < DS_PANEL_ROWS; r++)
+        acc[r] = fmaf(m[r], sum, acc[r]);
+}
+
 void ds_gemm_portable(const struct ds_gemm *gemm)
 {
+    const enum ds_panel_scale scale = gemm->format->scale;
     const struct ds_act *act = gemm->act;
 
     for (uint32_t row = 0; row < gemm->n_rows; row++) {
@@ -117,15 +143,18 @@ void ds_gemm_portable(const struct ds_gemm *gemm)
         for (uint32_t u = 0; u < gemm->n_units; u++) {
             size_t cell = ds_act_cell(act, gemm->first_row + row, gemm->first_unit + u);
 
-            if (gemm->format->scale == DS_SCALE_6K) {
+            if (ds_scale_halves(scale)) {
                 add_groups(acc, gemm, u, cell, 0, 4, gemm->tile->d[u][0]);
                 add_groups(acc, gemm, u, cell, 4, 4, gemm->tile->d[u][1]);
             } else {
                 add_groups(acc, gemm, u, cell, 0, 8, gemm->tile->d[u][0]);
             }
-            if (gemm->format->scale == DS_SCALE_DM || gemm->format->scale == DS_SCALE_K)
-                for (unsigned r = 0; r < DS_PANEL_ROWS; r++)
-                    acc[r] = fmaf(gemm->tile->m[u][r], act->sum[cell], acc[r]);
+            if (scale == DS_SCALE_2K) {
+                add_minima(acc, gemm->tile->m[u][0], act->half_sum[2 * cell]);
+                add_minima(acc, gemm->tile->m[u][1], act->half_sum[2 * cell + 1]);
+            } else if (ds_scale_minimum(scale)) {
+                add_minima(acc, gemm->tile->m[u][0], act->sum[cell]);
+            }
         }
     }
 }

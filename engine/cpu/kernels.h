@@ -19,7 +19,8 @@
  *      isum = sum over the unit of (q - offset) (high, or 128 high + low where wide)
  *      acc  = fma((float) isum, w.d * (a.scale, or a.scale / 128 where wide), acc)
  *      acc  = fma(w.m, a.sum, acc)            types with a minimum (sum = the unit's sum of x)
- * Types with two scales per unit do the first line once for each half of the unit.
+ * Types with two scales per unit do the first two lines once for each half of the unit, then the
+ * last, if they have minima, once for each half.
  *
  * Float weights: four partial sums, k % 4 selects, each acc = fma(w, x, acc) in order of k; the
  * result is (s0 + s1) + (s2 + s3).
@@ -53,6 +54,7 @@ struct ds_act {
     float *sum;          /* [cell] of the quantised x */
     int32_t *half_high;  /* [cell][2] sums of the halves' high */
     int32_t *half_low;   /* [cell][2] of their low */
+    float *half_sum;     /* [cell][2] of the halves' quantised x; NULL unless DS_SCALE_2K is used */
 };
 
 /* What turns a sum over q into one over q - offset: half_high and half_low times -offset. Formats
@@ -76,9 +78,10 @@ static inline bool ds_act_any_wide(const struct ds_act *act, uint32_t row, uint3
 /* Units of one panel, unpacked for ds_kernels.gemm. */
 #define DS_TILE_UNITS 64u
 struct ds_tile {
-    _Alignas(64) uint8_t q[DS_TILE_UNITS][DS_UNIT_BYTES];  /* byte 64 g + 4 r + i */
-    _Alignas(64) float d[DS_TILE_UNITS][2][DS_PANEL_ROWS]; /* [1]: second half, DS_SCALE_6K only */
-    _Alignas(64) float m[DS_TILE_UNITS][DS_PANEL_ROWS];
+    _Alignas(64) uint8_t q[DS_TILE_UNITS][DS_UNIT_BYTES]; /* byte 64 g + 4 r + i */
+    _Alignas(
+        64) float d[DS_TILE_UNITS][2][DS_PANEL_ROWS]; /* [1]: second half, where it has its own */
+    _Alignas(64) float m[DS_TILE_UNITS][2][DS_PANEL_ROWS]; /* likewise; types with a minimum */
 };
 
 /* acc[n_rows][16] for rows first_row.. of act against one panel; all of k. */

@@ -9,18 +9,27 @@
  * Integer types (a unit is 16 rows x 32 k; unsigned values q, of which `offset` is subtracted):
  *
  *      panel:  [scales of all units][pad to 64][unit 0][unit 1]...
- *      unit:   byte 64 j + 4 r + i, j = 0..3 (low nibble: k = 8 j + i, high nibble: 8 j + 4 + i),
- * of row r; i = 0..3; so a nibble plane of 64 bytes is four k of sixteen rows, what VPDPBUSD eats:
- * "group" g = 0..7 holds k = 4 g .. 4 g + 3 5 bit: + 64 bytes, bit g of byte 4 r + i = bit 4 of
- * group g 6 bit: + 128 bytes, bits 2 j, 2 j + 1 of byte 64 h + 4 r + i = bits 4, 5 of group 4 h + j
- *        8 bit: 512 bytes, byte 64 g + 4 r + i of group g
- *      scales, per unit (f16 unless said otherwise):
+ *      unit:   planes of 64 bytes, of which byte 4 r + i belongs to row r. "Group" g = 0..7 is
+ *              k = 4 g + i, i = 0..3: four k of sixteen rows are what VPDPBUSD eats.
+ *        nibbles  4 planes, j = 0..3: group 2 j in the low, 2 j + 1 in the high four bits
+ *        pairs    2 planes, h = 0..1: group 4 h + j in bits 2 j, 2 j + 1
+ *        bits     1 plane: group g in bit g
+ *        bytes    8 planes, one for each group
+ *              2 bit: pairs; 3 bit: pairs, bits; 4 bit: nibbles; 5 bit: nibbles, bits; 6 bit:
+ *              nibbles, pairs; 8 bit: bytes; what comes later holds the higher bits of q.
+ *      Coded types have codes where others have q: q = values[code] + offset.
+ *      scales, per unit (f16 unless said otherwise; d and dmin are times the weight's factor):
  *        DS_SCALE_D:   d[16]                  value = d (q - offset)
  *        DS_SCALE_DM:  d[16] m[16]            value = d q + m
+ *        DS_SCALE_E8:  u8 e[16]               value = 2^(e - 128) (q - offset)
  *        DS_SCALE_K:   per 8 units: d[16] dmin[16], then per unit u8 scale[16] u8 min[16]
  *                                             value = d scale q - dmin min
- *        DS_SCALE_6K:  per 8 units: d[16], then per unit i8 scale[2][16], one for each half of k
+ *        DS_SCALE_2K:  per 8 units: d[16] dmin[16], then per unit u8 scale and min[2][16], one for
+ *                      each half of k, the scale in the low four bits; value likewise
+ *        DS_SCALE_I8:  per 8 units: d[16], then per unit i8 scale[16]
  *                                             value = d scale (q - offset)
+ *        DS_SCALE_6K:  per 8 units: d[16], then per unit i8 scale[2][16], one for each half of k
+ *                                             value likewise
  *
  * Float types: panel = [k][16 rows], elements as in the file (F32, F16, BF16).
  */
@@ -36,25 +45,119 @@
 #define DS_UNIT_K     32u
 #define DS_UNIT_BYTES (DS_PANEL_ROWS * DS_UNIT_K)
 
-enum ds_panel_scale { DS_SCALE_NONE, DS_SCALE_D, DS_SCALE_DM, DS_SCALE_K, DS_SCALE_6K };
+enum ds_panel_scale {
+    DS_SCALE_NONE,
+    DS_SCALE_D,
+    DS_SCALE_DM,
+    DS_SCALE_E8,
+    DS_SCALE_K,
+    DS_SCALE_2K,
+    DS_SCALE_I8,
+    DS_SCALE_6K,
+};
 
 struct ds_panel_format {
-    uint32_t type;        /* enum ds_type */
-    uint16_t bits;        /* of a quant: 4, 5, 6, 8; 0: a float type */
-    uint16_t offset;      /* subtracted from every q */
-    uint16_t unit_bytes;  /* of the quants of one unit; float types: of one k of sixteen rows */
-    uint16_t group_units; /* units per scale group */
-    uint16_t group_bytes; /* bytes of a scale group */
+    uint32_t type;   /* enum ds_type */
+    uint16_t bits;   /* stored of a quant: 2, 3, 4, 5, 6, 8; 0: a float type */
+    uint16_t q_bits; /* q < 2^q_bits; bits unless coded */
+    uint16_t offset; /* subtracted from every q */
     enum ds_panel_scale scale;
+    const int8_t *values; /* [16] coded types: what codes stand for, plus offset is q; else NULL */
 };
+
+/* The kinds of formats there are: what kernels are specialised for. KIND(bits, coded, scale) */
+#define DS_PANEL_KINDS(KIND)                                                                       \
+    KIND(4, false, DS_SCALE_D)                                                                     \
+    KIND(5, false, DS_SCALE_D)                                                                     \
+    KIND(8, false, DS_SCALE_D)                                                                     \
+    KIND(4, false, DS_SCALE_DM)                                                                    \
+    KIND(5, false, DS_SCALE_DM)                                                                    \
+    KIND(2, false, DS_SCALE_K)                                                                     \
+    KIND(4, false, DS_SCALE_K)                                                                     \
+    KIND(5, false, DS_SCALE_K)                                                                     \
+    KIND(2, false, DS_SCALE_2K)                                                                    \
+    KIND(2, false, DS_SCALE_I8)                                                                    \
+    KIND(3, false, DS_SCALE_6K)                                                                    \
+    KIND(6, false, DS_SCALE_6K)                                                                    \
+    KIND(3, true, DS_SCALE_I8)                                                                     \
+    KIND(3, true, DS_SCALE_6K)                                                                     \
+    KIND(4, true, DS_SCALE_D)                                                                      \
+    KIND(4, true, DS_SCALE_E8)                                                                     \
+    KIND(4, true, DS_SCALE_I8)
+
+/* One number for a kind, to switch by. */
+#define DS_PANEL_KIND(bits, coded, scale) ((bits) | (coded) << 4 | (scale) << 5)
+
+static inline int ds_panel_kind(const struct ds_panel_format *format)
+{
+    return DS_PANEL_KIND(format->bits, format->values != NULL, (int) format->scale);
+}
+
+/* Of the functions below, those that take bits or scale are for kernels to call with constants. */
+
+/* Bytes of the quants of one unit; float types: of one k of sixteen rows. */
+static inline unsigned ds_panel_unit_bytes(const struct ds_panel_format *format)
+{
+    if (format->bits == 0)
+        return format->type == DS_TYPE_F32 ? 64 : 32;
+    return 64u * format->bits;
+}
+
+/* Has each half of a unit a scale of its own? */
+static inline bool ds_scale_halves(enum ds_panel_scale scale)
+{
+    return scale == DS_SCALE_2K || scale == DS_SCALE_6K;
+}
+
+/* Is there a minimum (and so no offset)? */
+static inline bool ds_scale_minimum(enum ds_panel_scale scale)
+{
+    return scale == DS_SCALE_DM || scale == DS_SCALE_K || scale == DS_SCALE_2K;
+}
+
+/* Units per group of scales, and bytes of it. */
+static inline unsigned ds_scale_units(enum ds_panel_scale scale)
+{
+    return scale == DS_SCALE_D || scale == DS_SCALE_DM || scale == DS_SCALE_E8 ? 1 : 8;
+}
+
+static inline unsigned ds_scale_bytes(enum ds_panel_scale scale)
+{
+    switch (scale) {
+    case DS_SCALE_D:
+        return 32;
+    case DS_SCALE_DM:
+        return 64;
+    case DS_SCALE_E8:
+        return 16;
+    case DS_SCALE_I8:
+        return 32 + 8 * 16;
+    case DS_SCALE_6K:
+        return 32 + 8 * 32;
+    case DS_SCALE_K:
+    case DS_SCALE_2K:
+        return 64 + 8 * 32;
+    default:
+        return 0;
+    }
+}
+
+/* Where a unit's own scales are in its group. */
+static inline unsigned ds_scale_own(enum ds_panel_scale scale, unsigned unit)
+{
+    if (scale == DS_SCALE_I8)
+        return 32 + 16 * unit;
+    return (scale == DS_SCALE_6K ? 32 : 64) + 32 * unit;
+}
 
 /* NULL: no kernels for this type. */
 const struct ds_panel_format *ds_panel_format(uint32_t type);
 
 struct ds_weight {
     const struct ds_panel_format *format;
-    uint32_t k; /* elements of a row */
-    uint32_t n; /* rows */
+    float factor; /* of d and dmin, see ds_type_traits */
+    uint32_t k;   /* elements of a row */
+    uint32_t n;   /* rows */
     uint32_t n_panels;
     uint32_t
         n_matrices;     /* of a stack, each with its n_panels panels after the one before; else 1 */

@@ -4,18 +4,40 @@
 #include "engine/format/quant.h"
 #include "proto/base.h"
 
+/* Of IQ1_M, of the IQ2 types, of IQ3_XXS and of IQ3_S; what is not used is 0. */
+static const int8_t iq1_values[16] = { -9, -7, -1, 1, 7, 9 };
+static const int8_t iq2_values[16] = { 8, 25, 43, -8, -25, -43 };
+static const int8_t iq3_xxs_values[16] = { 4,  12,  20,  28,  36,  44,  52,  62,
+                                           -4, -12, -20, -28, -36, -44, -52, -62 };
+static const int8_t iq3_s_values[16] = { 1,  3,  5,  7,  9,  11,  13,  15,
+                                         -1, -3, -5, -7, -9, -11, -13, -15 };
+
 static const struct ds_panel_format formats[] = {
-    { DS_TYPE_F32, 0, 0, 64, 1, 0, DS_SCALE_NONE },
-    { DS_TYPE_F16, 0, 0, 32, 1, 0, DS_SCALE_NONE },
-    { DS_TYPE_BF16, 0, 0, 32, 1, 0, DS_SCALE_NONE },
-    { DS_TYPE_Q4_0, 4, 8, 256, 1, 32, DS_SCALE_D },
-    { DS_TYPE_Q4_1, 4, 0, 256, 1, 64, DS_SCALE_DM },
-    { DS_TYPE_Q5_0, 5, 16, 320, 1, 32, DS_SCALE_D },
-    { DS_TYPE_Q5_1, 5, 0, 320, 1, 64, DS_SCALE_DM },
-    { DS_TYPE_Q8_0, 8, 128, 512, 1, 32, DS_SCALE_D },
-    { DS_TYPE_Q4_K, 4, 0, 256, 8, 320, DS_SCALE_K },
-    { DS_TYPE_Q5_K, 5, 0, 320, 8, 320, DS_SCALE_K },
-    { DS_TYPE_Q6_K, 6, 32, 384, 8, 288, DS_SCALE_6K },
+    { DS_TYPE_F32, 0, 0, 0, DS_SCALE_NONE, NULL },
+    { DS_TYPE_F16, 0, 0, 0, DS_SCALE_NONE, NULL },
+    { DS_TYPE_BF16, 0, 0, 0, DS_SCALE_NONE, NULL },
+    { DS_TYPE_Q4_0, 4, 4, 8, DS_SCALE_D, NULL },
+    { DS_TYPE_Q4_1, 4, 4, 0, DS_SCALE_DM, NULL },
+    { DS_TYPE_Q5_0, 5, 5, 16, DS_SCALE_D, NULL },
+    { DS_TYPE_Q5_1, 5, 5, 0, DS_SCALE_DM, NULL },
+    { DS_TYPE_Q8_0, 8, 8, 128, DS_SCALE_D, NULL },
+    { DS_TYPE_IQ4_NL, 4, 8, 128, DS_SCALE_D, ds_iq4_values },
+    { DS_TYPE_MXFP4, 4, 5, 16, DS_SCALE_E8, ds_mxfp4_values },
+    { DS_TYPE_Q2_K, 2, 2, 0, DS_SCALE_2K, NULL },
+    { DS_TYPE_Q3_K, 3, 3, 4, DS_SCALE_6K, NULL },
+    { DS_TYPE_Q4_K, 4, 4, 0, DS_SCALE_K, NULL },
+    { DS_TYPE_Q5_K, 5, 5, 0, DS_SCALE_K, NULL },
+    { DS_TYPE_Q6_K, 6, 6, 32, DS_SCALE_6K, NULL },
+    { DS_TYPE_IQ4_XS, 4, 8, 128, DS_SCALE_I8, ds_iq4_values },
+    { DS_TYPE_IQ2_XXS, 3, 7, 64, DS_SCALE_I8, iq2_values },
+    { DS_TYPE_IQ2_XS, 3, 7, 64, DS_SCALE_6K, iq2_values },
+    { DS_TYPE_IQ2_S, 3, 7, 64, DS_SCALE_6K, iq2_values },
+    { DS_TYPE_IQ3_XXS, 4, 7, 64, DS_SCALE_I8, iq3_xxs_values },
+    { DS_TYPE_IQ3_S, 4, 5, 16, DS_SCALE_I8, iq3_s_values },
+    { DS_TYPE_IQ1_S, 2, 2, 0, DS_SCALE_K, NULL },
+    { DS_TYPE_IQ1_M, 3, 7, 64, DS_SCALE_6K, iq1_values },
+    { DS_TYPE_TQ1_0, 2, 2, 1, DS_SCALE_I8, NULL },
+    { DS_TYPE_TQ2_0, 2, 2, 1, DS_SCALE_I8, NULL },
 };
 
 const struct ds_panel_format *ds_panel_format(uint32_t type)
@@ -26,11 +48,19 @@ const struct ds_panel_format *ds_panel_format(uint32_t type)
     return NULL;
 }
 
+/* What takes blocks into panels; codes tells of a value of a superblock plus 128 what is stored. */
+struct repacker {
+    struct ds_weight *weight;
+    const struct ds_panel_format *format;
+    const struct ds_type_traits *traits;
+    uint8_t codes[256];
+};
+
 /* Where one row's part of a scale group goes: scales + 2 r for the first f16, and so on. */
 struct target {
     uint8_t *scales; /* of the group */
     uint8_t *quants; /* of the group's first unit */
-    uint16_t unit_bytes;
+    unsigned unit_bytes;
     unsigned row; /* 0..15 */
 };
 
@@ -45,6 +75,12 @@ static void put_quant(const struct target *target, unsigned bits, unsigned unit,
         at[64 * group + byte] = (uint8_t) q;
         return;
     }
+    if (bits < 4) {
+        at[64 * (group / 4) + byte] |= (uint8_t) ((q & 3) << 2 * (group % 4));
+        if (bits == 3)
+            at[128 + byte] |= (uint8_t) (q >> 2 << group);
+        return;
+    }
     at[64 * (group / 2) + byte] |= (uint8_t) ((q & 15) << 4 * (group % 2));
     if (bits == 5)
         at[256 + byte] |= (uint8_t) ((q >> 4) << group);
@@ -52,9 +88,9 @@ static void put_quant(const struct target *target, unsigned bits, unsigned unit,
         at[256 + 64 * (group / 4) + byte] |= (uint8_t) ((q >> 4) << 2 * (group % 4));
 }
 
-static void put_f16(const struct target *target, unsigned slot, const uint8_t *f16)
+static void put_f16(const struct target *target, unsigned slot, uint16_t f16)
 {
-    memcpy(target->scales + 32 * slot + 2 * target->row, f16, 2);
+    memcpy(target->scales + 32 * slot + 2 * target->row, &f16, 2);
 }
 
 static unsigned nibble(const uint8_t *bytes, unsigned k) /* of the 32-element types */
@@ -62,87 +98,66 @@ static unsigned nibble(const uint8_t *bytes, unsigned k) /* of the 32-element ty
     return bytes[k % 16] >> 4 * (k / 16) & 15;
 }
 
-static void repack_simple(const struct target *target, uint32_t type, const uint8_t *block)
+static void repack_simple(const struct target *target, const struct ds_panel_format *format,
+                          const uint8_t *block)
 {
-    bool minimum = type == DS_TYPE_Q4_1 || type == DS_TYPE_Q5_1;
-    bool five = type == DS_TYPE_Q5_0 || type == DS_TYPE_Q5_1;
-    const uint8_t *at = block + 2;
+    const unsigned scale_bytes = ds_scale_bytes(format->scale) / DS_PANEL_ROWS;
+    const uint8_t *at = block + scale_bytes;
     uint32_t fifth = 0;
 
-    put_f16(target, 0, block);
-    if (minimum) {
-        put_f16(target, 1, at);
-        at += 2;
-    }
-    if (five) {
+    if (format->scale == DS_SCALE_E8)
+        target->scales[target->row] = *block;
+    else
+        for (unsigned i = 0; i < scale_bytes; i += 2)
+            memcpy(target->scales + 16 * i + 2 * target->row, block + i, 2);
+    if (format->bits == 5) {
         memcpy(&fifth, at, 4);
         at += 4;
     }
     for (unsigned k = 0; k < 32; k++) {
-        if (type == DS_TYPE_Q8_0)
+        if (format->bits == 8)
             put_quant(target, 8, 0, k, at[k] ^ 0x80u);
-        else if (five)
-            put_quant(target, 5, 0, k, nibble(at, k) | (fifth >> k & 1) << 4);
         else
-            put_quant(target, 4, 0, k, nibble(at, k));
+            put_quant(target, format->bits, 0, k, nibble(at, k) | (fifth >> k & 1) << 4);
     }
 }
 
-/* Q4_K and Q5_K: six-bit scales and minima in twelve bytes. */
-static void repack_45k(const struct target *target, uint32_t type, const uint8_t *block)
+static void repack_superblock(const struct repacker *repacker, const struct target *target,
+                              const uint8_t *block)
 {
-    const uint8_t *packed = block + 4, *fifth = block + 16;
-    const uint8_t *low = type == DS_TYPE_Q4_K ? block + 16 : block + 48;
+    const enum ds_panel_scale scale = repacker->format->scale;
+    struct ds_superblock s;
 
-    put_f16(target, 0, block);
-    put_f16(target, 1, block + 2);
-    for (unsigned j = 0; j < 8; j++) {
-        uint8_t *scales = target->scales + 64 + 32 * j + target->row;
+    repacker->traits->unpack(block, &s);
+    put_f16(target, 0, s.d);
+    if (ds_scale_minimum(scale))
+        put_f16(target, 1, s.dmin);
+    for (unsigned unit = 0; unit < 8; unit++) {
+        uint8_t *own = target->scales + ds_scale_own(scale, unit) + target->row;
 
-        if (j < 4) {
-            scales[0] = packed[j] & 63;
-            scales[16] = packed[j + 4] & 63;
-        } else {
-            scales[0] = (uint8_t) ((packed[j + 4] & 15) | packed[j - 4] >> 6 << 4);
-            scales[16] = (uint8_t) (packed[j + 4] >> 4 | packed[j] >> 6 << 4);
+        for (unsigned half = 0; half < 1u + ds_scale_halves(scale); half++) {
+            own[16 * half] = (uint8_t) s.scale[2 * unit + half];
+            if (scale == DS_SCALE_2K)
+                own[16 * half] |= (uint8_t) (s.min[2 * unit + half] << 4);
         }
-        for (unsigned k = 0; k < 32; k++) {
-            unsigned q = low[32 * (j / 2) + k] >> 4 * (j % 2) & 15;
-
-            if (type == DS_TYPE_Q4_K)
-                put_quant(target, 4, j, k, q);
-            else
-                put_quant(target, 5, j, k, q | (fifth[k] >> j & 1u) << 4);
-        }
+        if (scale == DS_SCALE_K)
+            own[16] = s.min[2 * unit];
+        for (unsigned k = 0; k < 32; k++)
+            put_quant(target, repacker->format->bits, unit, k,
+                      repacker->codes[s.value[32 * unit + k] + 128]);
     }
 }
 
-static void repack_6k(const struct target *target, const uint8_t *block)
+static void repack_row(const struct repacker *repacker, uint32_t row, const uint8_t *blocks)
 {
-    put_f16(target, 0, block + 208);
-    for (unsigned j = 0; j < 8; j++) {
-        const uint8_t *low = block + 64 * (j / 4) + 32 * (j % 2);
-        const uint8_t *high = block + 128 + 32 * (j / 4);
-
-        target->scales[32 + 32 * j + target->row] = block[192 + 2 * j];
-        target->scales[48 + 32 * j + target->row] = block[192 + 2 * j + 1];
-        for (unsigned k = 0; k < 32; k++) {
-            unsigned q = low[k] >> 4 * (j % 4 / 2) & 15;
-
-            put_quant(target, 6, j, k, q | (high[k] >> 2 * (j % 4) & 3u) << 4);
-        }
-    }
-}
-
-static void repack_row(struct ds_weight *weight, uint32_t row, const uint8_t *blocks)
-{
-    const struct ds_panel_format *format = weight->format;
+    struct ds_weight *weight = repacker->weight;
+    const struct ds_panel_format *format = repacker->format;
     uint8_t *panel = (uint8_t *) weight->panels.data + row / DS_PANEL_ROWS * weight->panel_bytes;
-    const struct ds_type_traits *traits = ds_type_traits(format->type);
-    unsigned lane = row % DS_PANEL_ROWS;
+    const struct ds_type_traits *traits = repacker->traits;
+    unsigned lane = row % DS_PANEL_ROWS, unit_bytes = ds_panel_unit_bytes(format);
 
     if (format->bits == 0) {
-        size_t size = format->unit_bytes / DS_PANEL_ROWS;
+        size_t size = unit_bytes / DS_PANEL_ROWS;
 
         for (uint32_t k = 0; k < weight->k; k++)
             memcpy(panel + ((size_t) k * DS_PANEL_ROWS + lane) * size, blocks + k * size, size);
@@ -151,34 +166,50 @@ static void repack_row(struct ds_weight *weight, uint32_t row, const uint8_t *bl
     for (uint32_t group = 0; group < weight->k / traits->block_elements; group++) {
         const uint8_t *block = blocks + (size_t) group * traits->block_bytes;
         struct target target = {
-            .scales = panel + (size_t) group * format->group_bytes,
+            .scales = panel + (size_t) group * ds_scale_bytes(format->scale),
             .quants = panel + weight->scale_bytes +
-                      (size_t) group * format->group_units * format->unit_bytes,
-            .unit_bytes = format->unit_bytes,
+                      (size_t) group * ds_scale_units(format->scale) * unit_bytes,
+            .unit_bytes = unit_bytes,
             .row = lane,
         };
 
-        if (format->scale == DS_SCALE_K)
-            repack_45k(&target, format->type, block);
-        else if (format->scale == DS_SCALE_6K)
-            repack_6k(&target, block);
+        if (traits->unpack)
+            repack_superblock(repacker, &target, block);
         else
-            repack_simple(&target, format->type, block);
+            repack_simple(&target, format, block);
+    }
+}
+
+static void set_codes(struct repacker *repacker)
+{
+    const int8_t *values = repacker->format->values;
+
+    memset(repacker->codes, 0, sizeof repacker->codes);
+    for (int value = -128; value < 128; value++) {
+        unsigned code = 0;
+
+        while (values && code < 16 && values[code] != value)
+            code++;
+        repacker->codes[value + 128] =
+            (uint8_t) (values ? code & 15 : (unsigned) (value + repacker->format->offset));
     }
 }
 
 static int repack(struct ds_weight *weight, const struct ds_tensor *matrices)
 {
     uint64_t row_bytes = ds_type_row_bytes(weight->format->type, weight->k);
+    struct repacker repacker = { .weight = weight, .format = weight->format };
     int r;
 
+    repacker.traits = ds_type_traits(weight->format->type);
+    set_codes(&repacker);
     r = ds_arena_take(weight->arena, weight->panel_bytes * weight->n_panels * weight->n_matrices,
                       &weight->panels);
     if (r < 0)
         return r;
     for (uint32_t i = 0; i < weight->n_matrices; i++)
         for (uint32_t row = 0; row < weight->n; row++)
-            repack_row(weight, i * weight->n_panels * DS_PANEL_ROWS + row,
+            repack_row(&repacker, i * weight->n_panels * DS_PANEL_ROWS + row,
                        (const uint8_t *) matrices[i].data + row * row_bytes);
     return 0;
 }
@@ -194,6 +225,7 @@ static int set_shape(struct ds_weight *weight, const struct ds_tensor *tensor)
     if (tensor->size_bytes / row_bytes < n)
         return -EINVAL;
     weight->format = format;
+    weight->factor = ds_type_traits(tensor->type)->factor;
     weight->k = (uint32_t) tensor->dims[0];
     weight->n = (uint32_t) n;
     weight->n_panels = (weight->n + DS_PANEL_ROWS - 1) / DS_PANEL_ROWS;
@@ -202,10 +234,12 @@ static int set_shape(struct ds_weight *weight, const struct ds_tensor *tensor)
         uint32_t n_units = weight->k / DS_UNIT_K;
 
         weight->scale_bytes =
-            ((size_t) n_units / format->group_units * format->group_bytes + 63) / 64 * 64;
-        weight->panel_bytes = weight->scale_bytes + (size_t) n_units * format->unit_bytes;
+            ((size_t) n_units / ds_scale_units(format->scale) * ds_scale_bytes(format->scale) +
+             63) /
+            64 * 64;
+        weight->panel_bytes = weight->scale_bytes + (size_t) n_units * ds_panel_unit_bytes(format);
     } else {
-        weight->panel_bytes = ((size_t) weight->k * format->unit_bytes + 63) / 64 * 64;
+        weight->panel_bytes = ((size_t) weight->k * ds_panel_unit_bytes(format) + 63) / 64 * 64;
     }
     return 0;
 }

@@ -22,7 +22,12 @@ float ds_case_float(struct ds_case_random *random); /* -1..1 */
  * times as large, the same in all rows but for a few. free(). */
 float *ds_case_rows(struct ds_case_random *random, uint32_t n, uint32_t width, bool outliers);
 
-/* A matrix {k, n} of random numbers; floats holds what its data mean. */
+/* n blocks of random bytes (random NULL: of those that are there), whose d, and dmin or m, are that
+ * binary16; scales of MXFP4 are the power of two below. */
+void ds_case_fill(struct ds_case_random *random, uint32_t type, uint16_t d, void *blocks, size_t n);
+
+/* A matrix {k, n} of random numbers, or of random blocks where the type has no quantiser; floats
+ * holds what its data mean. */
 struct ds_case_matrix {
     struct ds_tensor tensor;
     void *data;
