@@ -105,15 +105,19 @@ static void names_and_their_aliases_are_known_and_others_are_not(void **state)
     (void) state;
     assert_ptr_equal(find("llama3"), find("llama-bpe"));
     assert_ptr_equal(find("llama-v3"), find("falcon3"));
-    assert_ptr_equal(find("default"), find("gpt-2"));
-    assert_ptr_equal(find(""), find("gpt-2"));
+    assert_ptr_equal(find(""), find("default"));
+    assert_ptr_equal(find("deepseek-r1-qwen"), find("qwen2"));
+    assert_ptr_equal(find("joyai-llm"), find("deepseek-v3"));
+    assert_ptr_equal(find("smaug-bpe"), find("chatglm-bpe"));
+    assert_false(find("smaug-bpe")->llama3);
     assert_true(find("llama3")->llama3);
     assert_false(find("qwen2")->llama3);
     for (size_t i = 0; i < sizeof unknown / sizeof unknown[0]; i++)
         assert_null(ds_pretokeniser_find((struct ds_bytes){ unknown[i], strlen(unknown[i]) }));
     ds_pretokeniser_list(list, sizeof list);
-    assert_string_equal(
-        list, "gpt-2, smollm, llama-bpe, qwen2, deepseek-llm, deepseek-coder, deepseek-v3");
+    assert_string_equal(list,
+                        "gpt-2, smollm, llama-bpe, qwen2, qwen35, deepseek-llm, deepseek-coder, "
+                        "deepseek-v3, smaug-bpe, default");
     ds_pretokeniser_list(tiny, sizeof tiny);
     assert_string_equal(tiny, "gpt-2, ");
 }
@@ -160,8 +164,8 @@ static char *characters(struct ds_dice *random, size_t *ret_size)
 
 static void random_texts_are_cut_as_by_the_expressions(void **state)
 {
-    static const char *const names[] = { "gpt-2", "smollm",         "llama-bpe",
-                                         "qwen2", "deepseek-coder", "deepseek-v3" };
+    static const char *const names[] = { "gpt-2",  "smollm",         "llama-bpe",   "qwen2",
+                                         "qwen35", "deepseek-coder", "deepseek-v3", "default" };
     char path[] = "/tmp/dsd-pretokenise-XXXXXX", command[256], line[1024];
     struct ds_dice random = { 20 };
     size_t size = 0;
@@ -208,8 +212,9 @@ static int take_span(void *context, size_t start, size_t end)
     return 0;
 }
 
-static const char *const all_names[] = { "gpt-2",        "smollm",         "llama-bpe",  "qwen2",
-                                         "deepseek-llm", "deepseek-coder", "deepseek-v3" };
+static const char *const all_names[] = { "gpt-2",          "smollm",      "llama-bpe",
+                                         "qwen2",          "qwen35",      "deepseek-llm",
+                                         "deepseek-coder", "deepseek-v3", "default" };
 
 #define N_NAMES (sizeof all_names / sizeof all_names[0])
 

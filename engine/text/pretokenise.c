@@ -49,15 +49,15 @@ static size_t stage_gpt2(const char *text, size_t at, size_t end, size_t *skip)
     return scan_spaces(text, at, end, false);
 }
 
-/* (?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,N}
- * | ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+ */
-static size_t cut_llama3(const char *text, size_t at, size_t end, int n_digits)
+/* (?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?[WORD]+|\p{N}{1,N}
+ * | ?[^\s WORD \p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+          WORD: \p{L}, or \p{L}\p{M} */
+static size_t cut_llama3(const char *text, size_t at, size_t end, unsigned word, int n_digits)
 {
     size_t next, after_next, start, stop;
     unsigned flags = scan_flags(text, at, end, &next), next_flags;
 
-    if (flags & DS_LETTER)
-        return scan_run(text, next, end, DS_LETTER);
+    if (flags & word)
+        return scan_run(text, next, end, word);
     if (flags & DS_NUMBER) {
         for (int i = 1; i < n_digits && (scan_flags(text, next, end, &after_next) & DS_NUMBER); i++)
             next = after_next;
@@ -69,10 +69,10 @@ static size_t cut_llama3(const char *text, size_t at, size_t end, int n_digits)
             return stop;
     }
     next_flags = scan_flags(text, next, end, &after_next);
-    if ((next_flags & DS_LETTER) && !scan_is_newline(text[at]))
-        return scan_run(text, after_next, end, DS_LETTER);
+    if ((next_flags & word) && !scan_is_newline(text[at]))
+        return scan_run(text, after_next, end, word);
     start = text[at] == ' ' && next < end ? next : at;
-    stop = scan_run_without(text, start, end, WORD_OR_SPACE);
+    stop = scan_run_without(text, start, end, DS_SPACE | DS_NUMBER | word);
     if (stop == start)
         return scan_spaces(text, at, end, true);
     while (stop < end && scan_is_newline(text[stop]))
@@ -83,25 +83,60 @@ static size_t cut_llama3(const char *text, size_t at, size_t end, int n_digits)
 static size_t stage_llama3(const char *text, size_t at, size_t end, size_t *skip)
 {
     (void) skip;
-    return cut_llama3(text, at, end, 3);
+    return cut_llama3(text, at, end, DS_LETTER, 3);
 }
 
 static size_t stage_qwen2(const char *text, size_t at, size_t end, size_t *skip)
 {
     (void) skip;
-    return cut_llama3(text, at, end, 1);
+    return cut_llama3(text, at, end, DS_LETTER, 1);
 }
 
+static size_t stage_qwen35(const char *text, size_t at, size_t end, size_t *skip)
+{
+    (void) skip;
+    return cut_llama3(text, at, end, DS_LETTER | DS_MARK, 1);
+}
+
+/* [\p{P}\$\+<=>\^~\|]+ */
+static size_t stage_signs(const char *text, size_t at, size_t end, size_t *skip)
+{
+    size_t next;
+
+    (void) skip;
+    while (at < end && ((scan_flags(text, at, end, &next) & DS_PUNCTUATION) ||
+                        (text[at] != '\0' && strchr("$+<=>^~|", text[at]))))
+        at = next;
+    return at;
+}
+
+/* [0-9][0-9][0-9] */
+static size_t stage_triples(const char *text, size_t at, size_t end, size_t *skip)
+{
+    size_t stop = at;
+
+    (void) skip;
+    while (stop < end && stop < at + 3 && text[stop] >= '0' && text[stop] <= '9')
+        stop++;
+    return stop == at + 3 ? stop : at;
+}
+
+/* The names that GGUF files carry for these ways of cutting, as llama.cpp understands them. */
 static const struct ds_pretokeniser known[] = {
-    { "gpt-2 default gpt2 phi-2 jina-es jina-de jina-v2-es jina-v2-de roberta-bpe gigachat "
-      "exaone4 a.x-4.0 mellum",
+    { "gpt-2 gpt2 phi-2 jina-es jina-de jina-v1-en jina-v2-es jina-v2-de jina-v2-code roberta-bpe "
+      "gigachat exaone4 a.x-4.0 mellum modern-bert mpt olmo jais trillion granite-docling",
       { stage_gpt2 },
       false },
-    { "smollm starcoder refact command-r codeshell exaone minerva-7b",
+    { "smollm starcoder refact command-r codeshell exaone minerva-7b mellum2",
       { ds_stage_digit, stage_gpt2 },
       false },
-    { "llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2", { stage_llama3 }, true },
-    { "qwen2 deepseek-r1-qwen megrez kormo stablelm2", { stage_qwen2 }, false },
+    { "llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano",
+      { stage_llama3 },
+      true },
+    { "qwen2 deepseek-r1-qwen megrez kormo f2llmv2 stablelm2 hunyuan solar-open grok-2",
+      { stage_qwen2 },
+      false },
+    { "qwen35", { stage_qwen35 }, false },
     { "deepseek-llm",
       { ds_stage_newline, ds_stage_cased_letters, ds_stage_listed_punctuation,
         ds_stage_trailing_space, ds_stage_east_asian, ds_stage_digits },
@@ -113,6 +148,10 @@ static const struct ds_pretokeniser known[] = {
     { "deepseek-v3 joyai-llm hunyuan-dense",
       { ds_stage_three_digits, ds_stage_han_and_kana, ds_stage_deepseek_v3 },
       false },
+    /* llama3's cut without its other habits */
+    { "smaug-bpe dbrx glm4 chatglm-bpe", { stage_llama3 }, false },
+    /* what files from before the key existed are read with */
+    { "default", { stage_signs, stage_gpt2, ds_stage_digits, stage_triples }, false },
 };
 
 #define N_KNOWN (sizeof known / sizeof known[0])
@@ -133,7 +172,7 @@ static bool has_name(const char *names, struct ds_bytes name)
 const struct ds_pretokeniser *ds_pretokeniser_find(struct ds_bytes name)
 {
     if (name.size == 0)
-        return &known[0];
+        return &known[N_KNOWN - 1];
     for (size_t i = 0; i < N_KNOWN; i++)
         if (has_name(known[i].names, name))
             return &known[i];

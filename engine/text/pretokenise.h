@@ -27,7 +27,7 @@ struct ds_pretokeniser {
     bool llama3; /* by default: BOS first, and a whole word that is a token stays whole */
 };
 
-/* name "" means gpt-2. NULL: unknown. */
+/* name "" means default. NULL: unknown. */
 const struct ds_pretokeniser *ds_pretokeniser_find(struct ds_bytes name);
 
 /* All common names, for an error text. */

@@ -24,8 +24,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
             abort();                                                                               \
     } while (0)
 
-static const char *const pres[] = { "gpt-2",        "smollm",         "llama-bpe",  "qwen2",
-                                    "deepseek-llm", "deepseek-coder", "deepseek-v3" };
+static const char *const pres[] = { "gpt-2",       "smollm",       "llama-bpe",
+                                    "qwen2",       "deepseek-llm", "deepseek-coder",
+                                    "deepseek-v3", "qwen35",       "default" };
 
 struct input {
     const char *data;
@@ -56,7 +57,7 @@ static struct ds_bytes take_text(struct input *input)
 static struct ds_random_vocab *take_vocab(struct input *input, unsigned choice)
 {
     enum ds_vocab_kind kind = choice & 1 ? DS_VOCAB_BPE : DS_VOCAB_SPM;
-    struct ds_random_vocab *made = ds_random_vocab_new(kind, pres[choice / 2 % 7]);
+    struct ds_random_vocab *made = ds_random_vocab_new(kind, pres[choice / 2 % 9]);
 
     made->vocab.add_bos = (int8_t) (take_byte(input) % 3 - 1);
     made->vocab.ignore_merges = (int8_t) (take_byte(input) % 3 - 1);
@@ -128,7 +129,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     if (choice & 32)
         made = take_vocab(&input, choice);
     else if (choice & 1)
-        made = ds_random_vocab_bpe(&random, pres[choice / 2 % 7]);
+        made = ds_random_vocab_bpe(&random, pres[choice / 2 % 9]);
     else
         made = ds_random_vocab_spm(&random, choice & 2);
     if (ds_tokenizer_new(&tokenizer, &made->vocab, &error) == 0)

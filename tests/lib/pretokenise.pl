@@ -18,6 +18,9 @@ my %stages = (
     'smollm'         => [qr/\p{N}/, $gpt2],
     'llama-bpe'      => [qr/$contraction|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|$rest/],
     'qwen2'          => [qr/$contraction|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|$rest/],
+    'qwen35'         => [qr/$contraction|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}
+        |[ ]?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+/x],
+    'default'        => [qr/[\p{P}\$+<=>^~|]+/, $gpt2, qr/\p{N}+/, qr/[0-9][0-9][0-9]/],
     'deepseek-coder' => [qr/[\r\n]/, qr/\s?\p{L}+/, qr/\s?\p{P}+/, $han, qr/\p{N}/],
     'deepseek-v3'    => [qr/\p{N}{1,3}/,
         qr/[\x{4E00}-\x{9FA5}\x{3040}-\x{309F}\x{30A0}-\x{30FF}]+/, $v3],
