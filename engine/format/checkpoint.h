@@ -127,6 +127,17 @@ enum ds_token_type {
 
 #define DS_TOKEN_NONE UINT32_MAX
 
+/* How a special token is found in a text, beyond its own bytes. Only tokenizer.json says so. */
+enum ds_token_flag {
+    DS_TOKEN_LSTRIP = 1u << 0,      /* takes the white space before it along */
+    DS_TOKEN_RSTRIP = 1u << 1,      /* and the white space after it */
+    DS_TOKEN_SINGLE_WORD = 1u << 2, /* found only where no letter, mark, number or _ touches it */
+};
+
+struct ds_merge_rule { /* token ids */
+    uint32_t left, right, id;
+};
+
 /* What the file says of its tokeniser. Arrays have n_tokens entries. */
 struct ds_vocab {
     enum ds_vocab_kind kind;
@@ -136,7 +147,12 @@ struct ds_vocab {
     const int32_t *types; /* enum ds_token_type; NULL: all normal */
     const float *scores;  /* SPM; NULL otherwise */
     uint32_t n_merges;
-    const struct ds_bytes *merges;                 /* BPE: "left right" */
+    const struct ds_bytes *merges;     /* BPE: "left right"; NULL where rules are there */
+    const struct ds_merge_rule *rules; /* the same as ids, by rank; SPM too, which without them
+                                          derives its rules from the scores */
+    const uint8_t *flags;              /* enum ds_token_flag; NULL: none */
+    const uint32_t *ends;              /* tokens that end an answer besides those named below */
+    uint32_t n_ends;
     uint32_t bos, eos, eot, eom, unknown, padding; /* DS_TOKEN_NONE where not said */
     uint32_t fim_pad, fim_rep, fim_sep;
     int8_t add_bos, add_eos, add_space_prefix, ignore_merges; /* -1 where not said */

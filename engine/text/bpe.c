@@ -33,6 +33,43 @@ static int add_merge(struct ds_bpe *bpe, uint32_t rank, struct ds_bytes rule,
     return ds_merge_table_add(&bpe->merges, left_id, right_id, rank, id);
 }
 
+int ds_bpe_add_rules(struct ds_text_index *index, struct ds_merge_table *merges,
+                     struct ds_error *error)
+{
+    const struct ds_vocab *vocab = index->vocab;
+
+    for (uint32_t rank = 0; rank < vocab->n_merges; rank++) {
+        struct ds_merge_rule rule = vocab->rules[rank];
+        int r;
+
+        if (rule.left >= vocab->n_tokens || rule.right >= vocab->n_tokens ||
+            rule.id >= vocab->n_tokens)
+            return ds_error_set(error, -EBADMSG, "merge %u of the tokeniser is of no token", rank);
+        r = ds_text_index_plain(index, rule.left, &rule.left);
+        if (r == 0)
+            r = ds_text_index_plain(index, rule.right, &rule.right);
+        if (r == 0)
+            r = ds_text_index_plain(index, rule.id, &rule.id);
+        if (r == 0)
+            r = ds_merge_table_add(merges, rule.left, rule.right, rank, rule.id);
+        if (r < 0)
+            return r;
+    }
+    return 0;
+}
+
+static int add_merges(struct ds_bpe *bpe, struct ds_error *error)
+{
+    const struct ds_vocab *vocab = bpe->index.vocab;
+    int r = 0;
+
+    if (vocab->rules)
+        return ds_bpe_add_rules(&bpe->index, &bpe->merges, error);
+    for (uint32_t i = 0; r == 0 && i < vocab->n_merges; i++)
+        r = add_merge(bpe, i, vocab->merges[i], error);
+    return r;
+}
+
 int ds_bpe_init(struct ds_bpe *bpe, const struct ds_vocab *vocab, struct ds_error *error)
 {
     char known[256];
@@ -53,11 +90,9 @@ int ds_bpe_init(struct ds_bpe *bpe, const struct ds_vocab *vocab, struct ds_erro
     r = ds_merge_table_init(&bpe->merges, vocab->n_merges);
     if (r < 0)
         return r;
-    for (uint32_t i = 0; i < vocab->n_merges; i++) {
-        r = add_merge(bpe, i, vocab->merges[i], error);
-        if (r < 0)
-            return r;
-    }
+    r = add_merges(bpe, error);
+    if (r < 0)
+        return r;
     for (unsigned byte = 0; byte < 256; byte++) {
         char text[4];
         unsigned size = ds_utf8_encode(ds_byte_level_code_point((uint8_t) byte), text);

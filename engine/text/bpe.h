@@ -26,6 +26,11 @@ struct ds_bpe {
 int ds_bpe_init(struct ds_bpe *bpe, const struct ds_vocab *vocab, struct ds_error *error);
 void ds_bpe_deinit(struct ds_bpe *bpe);
 
+/* Adds vocab->rules (n_merges of them) to merges. -EBADMSG: an id beyond the vocabulary; -ENOMEM.
+ */
+int ds_bpe_add_rules(struct ds_text_index *index, struct ds_merge_table *merges,
+                     struct ds_error *error);
+
 /* Appends the ids of the encoding's text[start..end). Bytes that the vocabulary cannot express are
  * left out. -ENOMEM. */
 int ds_bpe_encode(const struct ds_bpe *bpe, struct ds_encoding *encoding, size_t start, size_t end);

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "engine/text/special.h"
 
+#include "engine/text/unicode.h"
+
 static int compare_ids(const void *a, const void *b, void *context)
 {
     const struct ds_vocab *vocab = context;
@@ -80,19 +82,78 @@ static uint32_t match(const struct ds_specials *specials, const char *text, size
     return found;
 }
 
+/* Flags of the character that ends at `at`, and its place; 0 where text[first..at) is empty. */
+static unsigned flags_before(const char *text, size_t first, size_t at, size_t *ret_start)
+{
+    uint32_t code_point;
+    size_t start = at;
+
+    *ret_start = at;
+    if (at == first)
+        return 0;
+    do
+        start--;
+    while (start > first && at - start < 4 && ((uint8_t) text[start] & 0xC0) == 0x80);
+    if (ds_utf8_step(text + start, at - start, &code_point) != at - start)
+        return 0; /* no character */
+    *ret_start = start;
+    return code_point == '_' ? DS_LETTER : ds_unicode_flags(code_point);
+}
+
+static unsigned flags_after(const char *text, size_t at, size_t size, size_t *ret_next)
+{
+    uint32_t code_point;
+
+    *ret_next = at;
+    if (at == size)
+        return 0;
+    *ret_next += ds_utf8_step(text + at, size - at, &code_point);
+    return code_point == '_' ? DS_LETTER : ds_unicode_flags(code_point);
+}
+
+static bool touches_word(const char *text, size_t size, size_t start, size_t end)
+{
+    const unsigned word = DS_LETTER | DS_MARK | DS_NUMBER;
+    size_t ignored;
+
+    return (flags_before(text, 0, start, &ignored) & word) ||
+           (flags_after(text, end, size, &ignored) & word);
+}
+
+/* Widens text[*start..*end) over white space as flags say, not below first. */
+static void take_spaces(unsigned flags, const char *text, size_t first, size_t size, size_t *start,
+                        size_t *end)
+{
+    size_t next;
+
+    while ((flags & DS_TOKEN_LSTRIP) && (flags_before(text, first, *start, &next) & DS_SPACE))
+        *start = next;
+    while ((flags & DS_TOKEN_RSTRIP) && (flags_after(text, *end, size, &next) & DS_SPACE))
+        *end = next;
+}
+
 uint32_t ds_specials_find(const struct ds_specials *specials, const char *text, size_t at,
                           size_t size, size_t *ret_start, size_t *ret_end)
 {
+    const size_t first = at;
+
     if (specials->n == 0)
         return DS_TOKEN_NONE;
     for (; at < size; at++) {
         uint32_t id =
             specials->starts[(uint8_t) text[at]] ? match(specials, text, at, size) : DS_TOKEN_NONE;
+        unsigned flags;
 
         if (id == DS_TOKEN_NONE)
             continue;
         *ret_start = at;
         *ret_end = at + specials->vocab->tokens[id].size;
+        flags = specials->vocab->flags ? specials->vocab->flags[id] : 0;
+        if ((flags & DS_TOKEN_SINGLE_WORD) && touches_word(text, size, at, *ret_end)) {
+            at = *ret_end - 1;
+            continue;
+        }
+        take_spaces(flags, text, first, size, ret_start, ret_end);
         return id;
     }
     return DS_TOKEN_NONE;

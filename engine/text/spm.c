@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "engine/text/spm.h"
 
+#include "engine/text/bpe.h"
 #include "engine/text/unicode.h"
 
 static const struct ds_bytes nothing = { NULL, 0 };
@@ -116,6 +117,28 @@ static void find_single_ids(struct ds_spm *spm)
     }
 }
 
+/* Does a blank stand after something else? */
+static bool has_space_inside(struct ds_bytes text)
+{
+    for (size_t at = 1; at + DS_SPM_SPACE_SIZE <= text.size; at++)
+        if (memcmp(text.data + at, DS_SPM_SPACE, DS_SPM_SPACE_SIZE) == 0 &&
+            !ends_in_space((struct ds_bytes){ text.data, at }))
+            return true;
+    return false;
+}
+
+/* The file's own rules. */
+static int take_rules(struct ds_spm *spm, struct ds_error *error)
+{
+    const struct ds_vocab *vocab = spm->index.vocab;
+    int r;
+
+    r = ds_bpe_add_rules(&spm->index, &spm->merges, error);
+    for (uint32_t i = 0; r == 0 && spm->words && i < vocab->n_merges; i++)
+        spm->words = !has_space_inside(vocab->tokens[vocab->rules[i].id]);
+    return r;
+}
+
 int ds_spm_init(struct ds_spm *spm, const struct ds_vocab *vocab, struct ds_error *error)
 {
     int r;
@@ -124,10 +147,13 @@ int ds_spm_init(struct ds_spm *spm, const struct ds_vocab *vocab, struct ds_erro
     r = ds_text_index_init(&spm->index, vocab);
     if (r < 0)
         return r;
-    r = ds_merge_table_init(&spm->merges, 4 * (size_t) vocab->n_tokens);
+    r = ds_merge_table_init(&spm->merges,
+                            vocab->rules ? vocab->n_merges : 4 * (size_t) vocab->n_tokens);
+    if (r == 0 && vocab->rules)
+        r = take_rules(spm, error);
     if (r < 0)
         return r;
-    for (uint32_t id = 0; id < vocab->n_tokens; id++) {
+    for (uint32_t id = 0; !vocab->rules && id < vocab->n_tokens; id++) {
         /* Of tokens with one text the index knows one; the others are never made. */
         if (ds_text_index_find(&spm->index, vocab->tokens[id], nothing) != id)
             continue;

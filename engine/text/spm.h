@@ -4,8 +4,9 @@
  *
  * A space is written U+2581; characters are symbols; the pair of neighbours whose joint text is the
  * token of the highest score is joined first; a character that ends up outside the vocabulary is
- * spelt in byte tokens. No merge rules come with the file: they are derived from the tokens, each
- * token from every pair of texts it can be joined from. Immutable after init: any thread.
+ * spelt in byte tokens. A GGUF file and tokenizer.model have no merge rules: they are derived from
+ * the tokens, each token from every pair of texts it can be joined from; tokenizer.json has them
+ * written down. Immutable after init: any thread.
  * Source: SentencePiece (Kudo and Richardson 2018), bpe_model.
  */
 #pragma once

@@ -174,3 +174,13 @@ int ds_text_index_intern(struct ds_text_index *index, struct ds_bytes first, str
     *ret_id = slot->id;
     return 0;
 }
+
+int ds_text_index_plain(struct ds_text_index *index, uint32_t id, uint32_t *ret_id)
+{
+    const struct ds_bytes nothing = { NULL, 0 };
+
+    if (!indexed(index->vocab, id))
+        return ds_text_index_intern(index, index->vocab->tokens[id], nothing, ret_id);
+    *ret_id = id;
+    return 0;
+}

@@ -43,3 +43,7 @@ static inline struct ds_bytes ds_text_index_text(const struct ds_text_index *ind
 
     return id < n_tokens ? index->vocab->tokens[id] : index->symbols[id - n_tokens];
 }
+
+/* What stands for a token when plain text is merged: itself, or a symbol of its text where it is
+ * one of those that are left out. -ENOMEM. */
+int ds_text_index_plain(struct ds_text_index *index, uint32_t id, uint32_t *ret_id);

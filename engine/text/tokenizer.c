@@ -89,6 +89,8 @@ static void mark_ends(struct ds_tokenizer *tokenizer)
     mark_end(tokenizer, vocab->fim_pad);
     mark_end(tokenizer, vocab->fim_rep);
     mark_end(tokenizer, vocab->fim_sep);
+    for (uint32_t i = 0; i < vocab->n_ends; i++)
+        mark_end(tokenizer, vocab->ends[i]);
     for (uint32_t id = 0; id < vocab->n_tokens; id++)
         if (vocab->tokens[id].size > 0 && vocab->tokens[id].data[0] == '<')
             tokenizer->flags[id] |= known_flags(vocab->tokens[id]);
