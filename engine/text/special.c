@@ -143,16 +143,18 @@ uint32_t ds_specials_find(const struct ds_specials *specials, const char *text, 
         uint32_t id =
             specials->starts[(uint8_t) text[at]] ? match(specials, text, at, size) : DS_TOKEN_NONE;
         unsigned flags;
+        size_t end;
 
         if (id == DS_TOKEN_NONE)
             continue;
-        *ret_start = at;
-        *ret_end = at + specials->vocab->tokens[id].size;
+        end = at + specials->vocab->tokens[id].size;
         flags = specials->vocab->flags ? specials->vocab->flags[id] : 0;
-        if ((flags & DS_TOKEN_SINGLE_WORD) && touches_word(text, size, at, *ret_end)) {
-            at = *ret_end - 1;
+        if ((flags & DS_TOKEN_SINGLE_WORD) && touches_word(text, size, at, end)) {
+            at = end - 1;
             continue;
         }
+        *ret_start = at;
+        *ret_end = end;
         take_spaces(flags, text, first, size, ret_start, ret_end);
         return id;
     }
