@@ -89,7 +89,8 @@ static int open_scheduler(struct ds_link_model *model, const struct ds_link_mode
         .batch_tokens_max = environment->batch_tokens_max,
         .sequences_max = environment->sequences_max,
         .outputs_max = outputs_max(environment),
-        .step_usec_target = environment->step_usec_target,
+        .step_usec_max = environment->step_usec_max,
+        .draft = environment->draft,
         .prefix_salt = environment->prefix_salt,
     };
     struct ds_kv_geometry geometry = { 0 };

@@ -23,8 +23,9 @@ struct ds_link_environment {
     const struct ds_memory *memory;
     uint32_t batch_tokens_max;
     uint32_t sequences_max;
-    uint32_t step_usec_target; /* 0 = no limit */
-    uint64_t kv_bytes;         /* per model where the load does not say; 0 = choose */
+    uint32_t step_usec_max;     /* as of struct ds_scheduler_options */
+    enum ds_draft_source draft; /* likewise */
+    uint64_t kv_bytes;          /* per model where the load does not say; 0 = choose */
     uint64_t prefix_salt;
 };
 

@@ -79,7 +79,7 @@ static int serve(const struct ds_engine_options *options, struct ds_backend *bac
         .memory = memory,
         .batch_tokens_max = options->batch_tokens,
         .sequences_max = options->sequences,
-        .step_usec_target = options->step_usec,
+        .step_usec_max = options->step_usec,
         .kv_bytes = options->kv_bytes,
     };
     struct ds_error error = { "" };

@@ -14,8 +14,8 @@ const char ds_engine_help[] =
     "  --threads N       compute threads; 0: what affinity and cgroup quota allow (0)\n"
     "  --isa NAME        no better instructions than portable, avx2, avx512 (the best there are)\n"
     "  --spin-usec N     compute threads spin this long before they sleep (50)\n"
-    "  --step-usec N     how long a step with answers in it should take; prompts are cut to fit;\n"
-    "                    0: as long as it takes (50000)\n"
+    "  --step-usec N     how long a step with answers in it may take; prompts are cut to fit;\n"
+    "                    0: twice as long as without prompts (0)\n"
     "  --kv-bytes N      memory for a model's KV cache where the load does not say; 0: a share of\n"
     "                    what is free (0)\n"
     "  --batch-tokens N  tokens of one batch, 16 to 8192 (512)\n"
@@ -121,7 +121,6 @@ int ds_engine_options_parse(struct ds_engine_options *ret_options, int argc, cha
     struct ds_engine_options options = {
         .link_fd = 3,
         .spin_usec = 50,
-        .step_usec = 50000,
         .batch_tokens = 512,
         .sequences = 64,
         .sandbox = true,

@@ -14,7 +14,7 @@ struct ds_engine_options {
     unsigned n_threads;    /* 0 = what affinity and cgroup quota allow */
     const char *isa;       /* NULL = the best there is; borrowed from argv */
     unsigned spin_usec;    /* compute threads spin this long before they sleep */
-    uint32_t step_usec;    /* target of a step that has decodes in it; 0 = no limit */
+    uint32_t step_usec;    /* most for a step that has decodes in it; 0 = DS_STEP_TWICE */
     uint64_t kv_bytes;     /* KV cache of a model; 0 = choose */
     uint32_t batch_tokens; /* rows of one batch */
     uint32_t sequences;    /* running at once, for each model */

@@ -142,7 +142,7 @@ static void arrivals_cancels_budgets_and_cache_sizes_do_not_show(void **state)
         options.sequences_max = 1 + below(&draw, 16);
         options.outputs_max = below(&draw, 32);
         options.n_blocks = 8 + below(&draw, round % 2 ? 6 : 40);
-        options.step_usec_target = below(&draw, 2) ? 1 + below(&draw, 2000) : 0;
+        options.step_usec_max = below(&draw, 2) ? 1 + below(&draw, 2000) : DS_STEP_TWICE;
         ds_serving_start(&f->serving, &options, N_JOBS);
         do {
             if (added < N_JOBS && below(&draw, 2)) {

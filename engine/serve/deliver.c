@@ -15,7 +15,9 @@ static struct ds_output describe(const struct ds_sequence *sequence)
                                .first = !sequence->reported,
                                .n_prompt = sequence->job.n_prompt,
                                .n_cached = sequence->n_cached,
-                               .n_completion = sequence->n_tokens - sequence->job.n_prompt };
+                               .n_completion = sequence->n_tokens - sequence->job.n_prompt,
+                               .n_drafted = sequence->n_drafted_total,
+                               .n_accepted = sequence->n_accepted_total };
 }
 
 static void add_timing(const struct ds_sequence *sequence, uint64_t now, struct ds_output *output)
@@ -32,20 +34,21 @@ static void add_timing(const struct ds_sequence *sequence, uint64_t now, struct 
     output->decode_ms = span_ms(first, sequence->last_token_nsec);
 }
 
-/* The detokeniser's next answer would overwrite output's text: keeps a copy. */
-static int keep_text(struct ds_scheduler *s, struct ds_output *output)
+/* The detokeniser's next answer will overwrite text: appends it to what is kept of the output. */
+static int keep_text(struct ds_scheduler *s, size_t *size, struct ds_bytes text)
 {
-    if (output->text.size > s->text_capacity) {
-        char *text = realloc(s->text, output->text.size);
+    if (*size + text.size > s->text_capacity) {
+        size_t capacity = 2 * (*size + text.size);
+        char *grown = realloc(s->text, capacity);
 
-        if (!text)
+        if (!grown)
             return -ENOMEM;
-        s->text = text;
-        s->text_capacity = output->text.size;
+        s->text = grown;
+        s->text_capacity = capacity;
     }
-    if (output->text.size > 0)
-        memcpy(s->text, output->text.data, output->text.size);
-    output->text.data = s->text;
+    if (text.size > 0)
+        memcpy(s->text + *size, text.data, text.size);
+    *size += text.size;
     return 0;
 }
 
@@ -53,7 +56,7 @@ static int keep_text(struct ds_scheduler *s, struct ds_output *output)
 static void finish(struct ds_scheduler *s, struct ds_sequence *sequence, struct ds_output *output,
                    enum ds_finish reason, uint64_t now, ds_output_sink *sink, void *arg)
 {
-    int r = keep_text(s, output);
+    int r = reason == DS_FINISH_ERROR ? -ENOMEM : 0;
 
     output->finish = reason;
     add_timing(sequence, now, output);
@@ -106,38 +109,61 @@ static void deliver_score(struct ds_scheduler *s, struct ds_sequence *sequence, 
 
 /* --- answers --- */
 
-void ds_scheduler_deliver(struct ds_scheduler *s, struct ds_sequence *sequence, uint64_t now,
-                          ds_output_sink *sink, void *arg)
+/* Appends what was drawn in rows first_output.. until one ends the answer, at most n. Returns how
+ * many; *ret_text: what they add, in the scheduler's scratch memory. */
+static uint32_t append(struct ds_scheduler *s, struct ds_sequence *sequence, uint32_t n,
+                       struct ds_bytes *ret_text)
+{
+    const uint32_t *tokens = s->picked + sequence->first_output;
+    uint32_t done = 0;
+    size_t size = 0;
+
+    while (done < n && !sequence->ended) {
+        struct ds_bytes text;
+
+        if (ds_sequence_append(sequence, s->tokenizer, tokens[done++], &text) < 0 ||
+            keep_text(s, &size, text) < 0) {
+            sequence->ended = DS_FINISH_ERROR;
+            size = 0;
+        }
+    }
+    *ret_text = (struct ds_bytes){ .data = s->text, .size = size };
+    return done;
+}
+
+void ds_scheduler_deliver(struct ds_scheduler *s, struct ds_sequence *sequence, uint32_t n_right,
+                          uint64_t now, ds_output_sink *sink, void *arg)
 {
     const struct ds_job *job = &sequence->job;
-    uint32_t row = sequence->first_output;
+    uint32_t first = sequence->first_output, n;
+    float logprobs[DS_DRAFT_MAX + 1];
     struct ds_output output;
     struct ds_bytes text;
-    float logprob;
 
     if (job->score) {
         deliver_score(s, sequence, now, sink, arg);
         return;
     }
-    assert(sequence->n_outputs == 1 && ds_sequence_n_missing(sequence) == 0);
-    if (ds_sequence_append(sequence, s->tokenizer, s->picked[row], &text) < 0) {
-        sequence->ended = DS_FINISH_ERROR;
-        text = (struct ds_bytes){ 0 };
-    }
+    assert(sequence->n_outputs == 1 + sequence->n_drafted && n_right <= DS_DRAFT_MAX);
+    n = append(s, sequence, n_right + 1, &text);
+    assert(sequence->ended || ds_sequence_n_missing(sequence) == 1);
+    sequence->n_accepted_total += n < n_right ? n : n_right;
+    sequence->user->counter += (uint64_t) n * DS_USER_ANSWER_WEIGHT;
     sequence->last_token_nsec = now;
     if (sequence->first_token_nsec == 0)
         sequence->first_token_nsec = now;
 
     output = describe(sequence);
-    output.n_tokens = 1;
-    output.tokens = &s->picked[row];
+    output.n_tokens = n;
+    output.tokens = s->picked + first;
     output.text = text;
     if (job->want_logprobs || job->n_top > 0) {
-        logprob = (float) s->logprobs[row];
-        output.logprobs = &logprob;
+        for (uint32_t i = 0; i < n; i++)
+            logprobs[i] = (float) s->logprobs[first + i];
+        output.logprobs = logprobs;
     }
     if (job->n_top > 0) {
-        output.top = s->top + (size_t) row * DS_LOGPROBS_MAX;
+        output.top = s->top + (size_t) first * DS_LOGPROBS_MAX;
         output.n_top = job->n_top;
     }
     if (sequence->ended) {

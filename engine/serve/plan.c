@@ -4,7 +4,8 @@
  *   1. room for the user who has nothing running while another has several things running;
  *   2. one row for every running sequence that makes tokens, oldest first; where the cache has no
  *      block left for it, the youngest running sequence is put back;
- *   3. prompt rows and new sequences by turns of their users' counters, within the row budget.
+ *   3. prompt rows and new sequences by turns of their users' counters, within what a batch holds
+ *      and, where answers are being made, within the time that their next tokens may wait.
  *
  * A sequence gets the blocks of all tokens it has when it starts to run, so only growth, one block
  * every DS_KV_BLOCK tokens, can run short. It is started only if every running one could grow by a
@@ -12,12 +13,17 @@
  * its user shares its blocks as soon as they are in a batch, and waits for that.
  */
 #include <assert.h>
+#include <math.h>
 
 #include "engine/serve/scheduler_state.h"
 
+#define STEP_MARGIN 0.75 /* of the time left for prompts: a measured step is no promise */
+
 enum {
-    CHUNK_MIN = 16, /* prompt rows in a step with decodes, however slow the machine */
-    WAIT_BLOCKS = 2 /* so many blocks that another is about to compute are worth a wait */
+    CHUNK_FIRST = 8,    /* prompt rows while nothing is known of their cost */
+    CHUNK_MIN = 4,      /* prompt rows however short the time: prompts must come to an end */
+    MEASURE_EVERY = 16, /* steps with prompts for one without */
+    WAIT_BLOCKS = 2     /* so many blocks that another is about to compute are worth a wait */
 };
 
 /* What became of a try to start a sequence. */
@@ -48,7 +54,7 @@ void ds_scheduler_stop(struct ds_scheduler *s, struct ds_sequence *sequence)
     assert(sequence->running && sequence->user->n_running > 0);
     ds_kv_cache_release(s->cache, sequence->blocks, sequence->n_blocks);
     sequence->n_blocks = sequence->n_published = sequence->n_computed = 0;
-    sequence->n_planned = sequence->n_outputs = 0;
+    sequence->n_planned = sequence->n_outputs = sequence->n_proposed = sequence->n_drafted = 0;
     while (s->running[i] != sequence)
         i++;
     memmove(&s->running[i], &s->running[i + 1], (--s->n_running - i) * sizeof(*s->running));
@@ -74,7 +80,14 @@ static uint32_t n_common_blocks(const uint32_t *a, const uint32_t *b, uint32_t n
     return n;
 }
 
-/* Blocks that older running sequences of the same user hold, or will, of the first n_sharable
+static bool same_owner(const struct ds_sequence *a, const struct ds_sequence *b)
+{
+    struct ds_kv_owner x = ds_sequence_owner(a), y = ds_sequence_owner(b);
+
+    return memcmp(&x, &y, sizeof x) == 0;
+}
+
+/* Blocks that older running sequences of the same owner hold, or will, of the first n_sharable
  * tokens, the last of which must be left to compute. *ret_ready: of these, what is computed when
  * this step is done, from *ret_peer. Publishing goes by age: hence older ones only. */
 static uint32_t find_peer(const struct ds_scheduler *s, const struct ds_sequence *sequence,
@@ -88,7 +101,7 @@ static uint32_t find_peer(const struct ds_scheduler *s, const struct ds_sequence
         const struct ds_sequence *peer = s->running[i];
         uint32_t n = n_sharable - 1 < peer->n_tokens ? n_sharable - 1 : peer->n_tokens, ready;
 
-        if (peer->user != sequence->user)
+        if (!same_owner(peer, sequence))
             continue;
         n = n_common_blocks(peer->job.tokens, sequence->job.tokens, n);
         ready = (peer->n_computed + peer->n_planned) / DS_KV_BLOCK;
@@ -235,8 +248,6 @@ static void plan_rows(struct ds_scheduler *s, struct ds_sequence *sequence, uint
     sequence->n_outputs = n_outputs;
     s->n_outputs += n_outputs;
     charge(sequence, n);
-    if (!sequence->job.score && n_outputs > 0)
-        sequence->user->counter += DS_USER_ANSWER_WEIGHT;
     assert(sequence->n_computed + n <= sequence->n_blocks * DS_KV_BLOCK);
 }
 
@@ -274,20 +285,33 @@ static void plan_decodes(struct ds_scheduler *s)
 
 /* --- 3: prompts --- */
 
-static uint32_t row_budget(const struct ds_scheduler *s)
+/* Microseconds for prompts in a step that others wait for; INFINITY: nobody does, or nobody set a
+ * limit. */
+static double time_budget(const struct ds_scheduler *s)
 {
-    uint32_t most = s->options.batch_tokens_max - s->n_decodes;
-    double left = s->options.step_usec_target - s->decode_usec;
+    double plain = ds_pace_decode(&s->pace, s->n_decodes), most = s->options.step_usec_max;
 
-    if (s->n_decodes == 0 || s->options.step_usec_target == 0)
-        return most; /* nobody's next token waits for this step */
-    if (s->row_usec <= 0.0 || left < CHUNK_MIN * s->row_usec)
-        left = CHUNK_MIN * s->row_usec;
-    if (s->row_usec > 0.0 && left / s->row_usec < most)
-        most = (uint32_t) (left / s->row_usec);
-    else if (s->row_usec <= 0.0 && most > CHUNK_MIN)
-        most = CHUNK_MIN; /* nothing measured yet */
-    return most;
+    if (s->n_decodes == 0 || s->options.step_usec_max == DS_STEP_UNLIMITED)
+        return INFINITY;
+    if (s->options.step_usec_max == DS_STEP_TWICE)
+        most = 2.0 * plain;
+    return most > plain ? STEP_MARGIN * (most - plain) : 0.0;
+}
+
+/* Prompt rows of sequence that fit the time; 0: none, and others have some. */
+static uint32_t affordable(const struct ds_scheduler *s, const struct ds_sequence *sequence,
+                           double usec, uint32_t most)
+{
+    uint32_t n, least = s->options.step_usec_max == DS_STEP_TWICE ? 1 : CHUNK_MIN;
+
+    if (isinf(usec))
+        return most;
+    n = ds_pace_rows(&s->pace, usec, sequence->n_computed, most);
+    if (n == UINT32_MAX)
+        n = CHUNK_FIRST;
+    if (n < least && s->n_prompt_rows == 0)
+        n = least;
+    return n < most ? n : most;
 }
 
 /* Whose turn it is: the user with the lowest counter, of its sequences the oldest. */
@@ -334,11 +358,13 @@ static uint32_t plan_chunk(struct ds_scheduler *s, struct ds_sequence *sequence,
 
 static void plan_prompts(struct ds_scheduler *s, uint64_t now)
 {
-    uint32_t budget = row_budget(s);
+    uint32_t budget = s->options.batch_tokens_max - s->n_decodes;
+    double usec = time_budget(s);
     bool admitting = true;
 
     while (budget > 0) {
         struct ds_sequence *sequence = next_in_turn(s, admitting);
+        uint32_t position, n;
 
         if (!sequence)
             break;
@@ -354,20 +380,40 @@ static void plan_prompts(struct ds_scheduler *s, uint64_t now)
                 continue;
             }
         }
+        n = affordable(s, sequence, usec, budget);
+        if (n == 0)
+            break;
         sequence->planned_in = s->n_steps;
-        budget -= plan_chunk(s, sequence, budget);
+        position = sequence->n_computed;
+        n = plan_chunk(s, sequence, n);
+        budget -= n;
+        usec -= ds_pace_prompt(&s->pace, n, position);
+        s->prompt_context += (double) n * position + 0.5 * n * (n - 1.0);
     }
+}
+
+/* What a step without prompts takes is the measure of all others, and it grows with the answers: it
+ * is taken now and then while prompts wait. */
+static bool must_measure(const struct ds_scheduler *s)
+{
+    return s->n_decodes > 0 && s->options.step_usec_max != DS_STEP_UNLIMITED &&
+           (s->n_mixed >= MEASURE_EVERY || ds_pace_decode(&s->pace, s->n_decodes) <= 0.0);
 }
 
 void ds_scheduler_plan(struct ds_scheduler *s, uint64_t now)
 {
     s->n_steps++;
     s->n_prompt_rows = s->n_decodes = s->n_outputs = 0;
-    for (uint32_t i = 0; i < s->n_running; i++)
+    s->prompt_context = 0.0;
+    for (uint32_t i = 0; i < s->n_running; i++) {
         s->running[i]->n_planned = s->running[i]->n_outputs = 0;
+        s->running[i]->n_proposed = s->running[i]->n_drafted = 0;
+    }
     make_room_for_the_starved(s, now);
     plan_decodes(s);
-    plan_prompts(s, now);
+    if (!must_measure(s))
+        plan_prompts(s, now);
+    s->n_mixed = s->n_prompt_rows > 0 ? s->n_mixed + 1 : 0;
     assert(s->n_decodes + s->n_prompt_rows <= s->options.batch_tokens_max);
     assert(s->n_outputs <= s->options.outputs_max);
 }

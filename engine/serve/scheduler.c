@@ -5,7 +5,10 @@
 
 #include "engine/serve/scheduler_state.h"
 
-enum { LEARN_ROWS_MIN = 8 }; /* a step with fewer prompt rows says little about their cost */
+static uint64_t now_nsec(const struct ds_scheduler *s)
+{
+    return s->options.clock ? s->options.clock() : ds_now_nsec();
+}
 
 /* --- life --- */
 
@@ -102,6 +105,7 @@ int ds_scheduler_new(struct ds_scheduler **ret_scheduler, struct ds_backend *bac
         s->options.sequences_max = s->options.batch_tokens_max;
     if (s->options.outputs_max < s->options.sequences_max)
         s->options.outputs_max = s->options.sequences_max;
+    ds_drafts_init(s);
     r = make_cache(s, error);
     if (r == 0)
         r = make_batch(s, error);
@@ -175,7 +179,11 @@ int ds_scheduler_add(struct ds_scheduler *s, struct ds_job *job, struct ds_error
         return ds_error_set(error, r, "no memory for another request");
     }
     if (sequence->job.submitted_nsec == 0)
-        sequence->job.submitted_nsec = ds_now_nsec();
+        sequence->job.submitted_nsec = now_nsec(s);
+    sequence->draft = sequence->job.draft ? sequence->job.draft : s->options.draft;
+    if (sequence->draft == DS_DRAFT_DEFAULT || sequence->job.score)
+        sequence->draft = DS_DRAFT_OFF;
+    memcpy(sequence->accepted, s->accepted, sizeof s->accepted);
     sequence->arrival = s->next_arrival++;
     ds_user_enqueue(sequence->user, sequence);
     return 0;
@@ -280,30 +288,12 @@ static void build_batch(struct ds_scheduler *s)
     assert(batch->n_outputs == s->n_outputs);
 }
 
-/* Moving averages of what decodes and prompt rows cost. Only ever decides how a prompt is cut. */
-static void learn(struct ds_scheduler *s, uint64_t nsec)
+/* The batch has been computed: its full blocks may be shared. n_right guesses have become tokens,
+ * or will when they are delivered. */
+static void publish(struct ds_scheduler *s, struct ds_sequence *sequence, uint32_t n_right)
 {
-    double usec = (double) nsec / 1e3;
-    double *average, sample;
-
-    if (s->n_prompt_rows == 0) {
-        average = &s->decode_usec;
-        sample = usec;
-    } else if (s->n_prompt_rows >= LEARN_ROWS_MIN) {
-        average = &s->row_usec;
-        sample = (usec - (s->n_decodes ? s->decode_usec : 0.0)) / s->n_prompt_rows;
-    } else {
-        return;
-    }
-    if (sample > 0.0)
-        *average = *average > 0.0 ? 0.75 * *average + 0.25 * sample : sample;
-}
-
-/* The batch has been computed: its full blocks may be shared. */
-static void publish(struct ds_scheduler *s, struct ds_sequence *sequence)
-{
-    sequence->n_computed += sequence->n_planned;
-    assert(sequence->n_computed <= sequence->n_tokens);
+    sequence->n_computed += sequence->n_planned - sequence->n_drafted + n_right;
+    assert(sequence->n_computed <= sequence->n_tokens + n_right);
     for (; (sequence->n_published + 1) * DS_KV_BLOCK <= sequence->n_computed;
          sequence->n_published++) {
         uint32_t i = sequence->n_published;
@@ -316,11 +306,12 @@ static void publish(struct ds_scheduler *s, struct ds_sequence *sequence)
 
 int ds_scheduler_step(struct ds_scheduler *s, ds_output_sink *sink, void *arg)
 {
-    uint64_t before = ds_now_nsec(), after;
+    uint64_t before = now_nsec(s), after;
     int r;
 
     end_what_is_due(s, before, sink, arg);
     ds_scheduler_plan(s, before);
+    ds_scheduler_plan_drafts(s);
     build_batch(s);
     if (s->batch.n_tokens == 0) {
         assert(ds_scheduler_idle(s)); /* whoever has work can always do some of it */
@@ -330,14 +321,17 @@ int ds_scheduler_step(struct ds_scheduler *s, ds_output_sink *sink, void *arg)
     if (r < 0)
         return r;
     ds_scheduler_draw(s);
-    after = ds_now_nsec();
-    learn(s, after - before);
+    after = now_nsec(s);
+    ds_pace_learn(&s->pace, s->n_decodes, s->n_prompt_rows, s->prompt_context,
+                  (double) (after - before) / 1e3);
     for (uint32_t i = 0; i < s->batch.n_sequences; i++) {
         struct ds_sequence *sequence = s->in_batch[i];
 
-        publish(s, sequence);
+        uint32_t n_right = ds_scheduler_judge_drafts(s, sequence);
+
+        publish(s, sequence, n_right);
         if (sequence->n_outputs > 0)
-            ds_scheduler_deliver(s, sequence, after, sink, arg);
+            ds_scheduler_deliver(s, sequence, n_right, after, sink, arg);
     }
     return ds_scheduler_idle(s) ? 0 : 1;
 }

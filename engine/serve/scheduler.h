@@ -4,12 +4,15 @@
  *
  * A scheduler serves one resident model. Each step it fills one batch: running sequences first (one
  * token each), then prompt chunks up to the token/time budget, fairly between users (virtual token
- * counter). Sequences own KV blocks through reference counts; full blocks are shared by prefix
+ * counter). Where there is room left, answers get rows for guessed tokens as well (speculative
+ * decoding). Sequences own KV blocks through reference counts; full blocks are shared by prefix
  * within one user; when blocks run out the youngest sequence is put back and recomputed later. None
  * of this shows in the tokens.
  *
  * One thread. Nothing is logged; results go to the sink during ds_scheduler_step().
- * Sources: Kwon et al. 2023 (paged KV), Sheng et al. 2023 (VTC), vLLM's token-budget loop.
+ * Sources: Kwon et al. 2023 (paged KV), Sheng et al. 2023 (VTC), vLLM's token-budget loop,
+ * Leviathan et al. 2023 (speculative decoding; here a guess is accepted where it equals the token
+ * drawn).
  */
 #pragma once
 
@@ -32,6 +35,18 @@ enum ds_finish {
     DS_FINISH_ERROR
 };
 
+/* Who guesses the next tokens of an answer. A guess is computed along with what is certain, and
+ * counts only where it is what would have been drawn anyhow: no answer ever depends on it. */
+enum ds_draft_source {
+    DS_DRAFT_DEFAULT, /* as the scheduler's options say */
+    DS_DRAFT_OFF,
+    DS_DRAFT_NGRAM, /* what came after the same tokens before, see ngram.h */
+};
+
+/* For tests: up to n guesses behind tokens[n_tokens], in place. Returns how many. */
+typedef uint32_t ds_propose(void *arg, uint64_t id, uint32_t *tokens, uint32_t n_tokens,
+                            uint32_t n);
+
 struct ds_job {
     uint64_t id;
     uint32_t uid;
@@ -45,6 +60,7 @@ struct ds_job {
     bool ignore_eos;
     bool want_logprobs;
     uint32_t n_top; /* alternatives per token; score: after the text */
+    enum ds_draft_source draft;
     struct ds_sampling sampling;
     struct ds_logit_bias *bias; /* owned; sampling.bias points to it */
     struct ds_bytes *stops;     /* owned, with their bytes in the same allocation */
@@ -56,7 +72,7 @@ struct ds_job {
 /* What a step yields. Pointers are borrowed for the call. */
 struct ds_output {
     uint64_t id;
-    uint32_t n_tokens; /* new tokens, 0 or 1 today; the end token is one, without text */
+    uint32_t n_tokens; /* new tokens; the end token is one, without text */
     const uint32_t *tokens;
     struct ds_bytes text;           /* what they add */
     const float *logprobs;          /* [n_tokens] or NULL */
@@ -64,15 +80,19 @@ struct ds_output {
     uint32_t n_top;
     bool first; /* first output of the job: n_prompt, n_cached are news */
     uint32_t n_prompt, n_cached, n_completion;
-    enum ds_finish finish;     /* 0: goes on */
-    struct ds_bytes tail_text; /* with finish: text held back until now */
-    struct ds_bytes stop;      /* with DS_FINISH_STOP by a stop string: which */
+    uint32_t n_drafted, n_accepted; /* guesses so far, and of these, what became tokens */
+    enum ds_finish finish;          /* 0: goes on */
+    struct ds_bytes tail_text;      /* with finish: text held back until now */
+    struct ds_bytes stop;           /* with DS_FINISH_STOP by a stop string: which */
     double queue_ms, prefill_ms, ttft_ms, decode_ms; /* with finish */
     /* score, with finish: */
     double nll;
     const char *error; /* with DS_FINISH_ERROR */
     int error_code;    /* negative errno */
 };
+
+#define DS_STEP_TWICE     0u         /* twice as long as without prompts */
+#define DS_STEP_UNLIMITED UINT32_MAX /* prompts are cut by rows alone */
 
 struct ds_scheduler_options {
     uint32_t n_blocks;         /* of the KV cache */
@@ -81,9 +101,14 @@ struct ds_scheduler_options {
     uint32_t sequences_max;    /* running at once, <= the model's outputs_max */
     uint32_t outputs_max;      /* rows with logits per batch, <= the model's: a score needs one per
                                   token; raised to sequences_max where smaller */
-    uint32_t step_usec_target; /* prompt chunks are sized so that a step with decodes takes about
-                                  this; 0 = no limit */
-    uint64_t prefix_salt;      /* random per engine: keys of the prefix cache */
+    uint32_t step_usec_max; /* a step with answers in it should take no longer: prompts are cut to
+                               fit. DS_STEP_TWICE, DS_STEP_UNLIMITED */
+    enum ds_draft_source draft; /* of jobs that leave it open; DS_DRAFT_DEFAULT is off here */
+    uint64_t prefix_salt;       /* random per engine: keys of the prefix cache */
+    /* for tests: */
+    uint64_t (*clock)(void); /* NULL: CLOCK_MONOTONIC, nanoseconds */
+    ds_propose *propose;     /* guesses for all jobs, whatever source they name, and always used */
+    void *propose_arg;
 };
 
 /* Must not call the scheduler. */

@@ -4,6 +4,7 @@
  *
  *      scheduler.c   life, jobs in, one step: end what must end, plan, compute, deliver
  *      plan.c        which rows the next batch has: growth, admission, prompt chunks
+ *      draft.c       which guesses get rows in it, and what became of them
  *      draw.c        from logits to tokens, on all threads
  *      deliver.c     from tokens to text and outputs
  *
@@ -13,6 +14,7 @@
 #pragma once
 
 #include "engine/serve/kv_cache.h"
+#include "engine/serve/pace.h"
 #include "engine/serve/sequence.h"
 #include "engine/serve/users.h"
 
@@ -34,13 +36,14 @@ struct ds_scheduler {
     uint64_t next_arrival;
     uint64_t n_steps;
 
-    /* what a step costs, learned from the last ones; 0: not known yet */
-    double row_usec;    /* one prompt row */
-    double decode_usec; /* a step without prompt rows */
+    struct ds_pace pace;             /* what a step costs */
+    uint32_t n_mixed;                /* steps since the last with answers and without prompts */
+    float accepted[DS_DRAFT_DEPTHS]; /* of all sequences: what a new one starts with */
 
     /* the step's batch, host memory */
     uint32_t n_prompt_rows;        /* planned rows of sequences that do not decode */
-    uint32_t n_decodes;            /* planned rows of those that do */
+    uint32_t n_decodes;            /* planned rows of those that do, guesses included */
+    double prompt_context;         /* sum of the positions of the prompt rows */
     uint32_t n_outputs;            /* planned rows with logits */
     struct ds_sequence **in_batch; /* [sequences_max] */
     struct ds_batch batch;
@@ -67,6 +70,16 @@ struct ds_scheduler {
  * and the n_... of the step. now: CLOCK_MONOTONIC. */
 void ds_scheduler_plan(struct ds_scheduler *scheduler, uint64_t now);
 
+/* draft.c: nothing learned yet. */
+void ds_drafts_init(struct ds_scheduler *scheduler);
+
+/* draft.c: adds rows with guesses to what is planned, where that makes tokens come faster. */
+void ds_scheduler_plan_drafts(struct ds_scheduler *scheduler);
+
+/* draft.c: after the draw: learns from the guesses of sequence, gives back the blocks that only
+ * wrong ones need. Returns how many of its guesses came true: so many more rows hold. */
+uint32_t ds_scheduler_judge_drafts(struct ds_scheduler *scheduler, struct ds_sequence *sequence);
+
 /* Gives back a running sequence's blocks and its place. */
 void ds_scheduler_stop(struct ds_scheduler *scheduler, struct ds_sequence *sequence);
 
@@ -74,10 +87,11 @@ void ds_scheduler_stop(struct ds_scheduler *scheduler, struct ds_sequence *seque
  * the batch was planned. */
 void ds_scheduler_draw(struct ds_scheduler *scheduler);
 
-/* deliver.c: turns what was drawn for sequence into an output. Frees the sequence where that was
- * its last. now: when the batch was done. */
+/* deliver.c: turns what was drawn for sequence into an output: a token, or with n_right true
+ * guesses before it so many more. Frees the sequence where that was its last. now: when the batch
+ * was done. */
 void ds_scheduler_deliver(struct ds_scheduler *scheduler, struct ds_sequence *sequence,
-                          uint64_t now, ds_output_sink *sink, void *arg);
+                          uint32_t n_right, uint64_t now, ds_output_sink *sink, void *arg);
 
 /* Reports reason and frees the sequence, running or waiting. */
 void ds_scheduler_end(struct ds_scheduler *scheduler, struct ds_sequence *sequence,

@@ -149,6 +149,7 @@ struct ds_sequence *ds_sequence_free(struct ds_sequence *sequence)
         return NULL;
     assert(sequence->n_blocks == 0);
     (void) ds_detokenizer_free(sequence->detokenizer);
+    ds_ngram_deinit(&sequence->ngram);
     free(sequence->blocks);
     ds_job_deinit(&sequence->job);
     free(sequence);

@@ -11,10 +11,16 @@
 #pragma once
 
 #include "engine/serve/kv_cache.h"
+#include "engine/serve/ngram.h"
 #include "engine/serve/scheduler.h"
 #include "engine/text/detokenizer.h"
 
 struct ds_user;
+
+enum {
+    DS_DRAFT_MAX = 16,   /* guesses for a sequence in a step */
+    DS_DRAFT_DEPTHS = 4, /* deeper ones are as likely as the deepest */
+};
 
 struct ds_sequence {
     struct ds_job job;
@@ -44,6 +50,15 @@ struct ds_sequence {
     uint32_t n_planned;    /* rows */
     uint32_t n_outputs;    /* of these, trailing ones whose logits are wanted */
     uint32_t first_output; /* their first one among the batch's */
+
+    /* guesses: tokens n_tokens.. of job.tokens */
+    enum ds_draft_source draft; /* DS_DRAFT_OFF or who guesses */
+    struct ds_ngram ngram;
+    uint32_t n_proposed; /* in the step being planned */
+    uint32_t n_drafted;  /* of these, with rows of their own: the last ones of n_planned */
+    uint32_t n_drafted_total, n_accepted_total;
+    float
+        accepted[DS_DRAFT_DEPTHS]; /* how often a guess is right if those before it are, by depth */
 
     bool reported;     /* its first output has been made */
     uint32_t n_cached; /* prompt tokens found in the prefix cache when it first ran */

@@ -42,6 +42,7 @@ struct ds_scheduler_options ds_serving_options(void)
                                           .batch_tokens_max = BATCH_MAX,
                                           .sequences_max = 16,
                                           .outputs_max = 32,
+                                          .step_usec_max = DS_STEP_UNLIMITED,
                                           .prefix_salt = 99 };
 }
 
@@ -144,6 +145,8 @@ static void take(void *arg, const struct ds_output *output)
     answer->n_prompt = output->n_prompt;
     answer->n_cached = output->n_cached;
     answer->n_completion = output->n_completion;
+    answer->n_drafted = output->n_drafted;
+    answer->n_accepted = output->n_accepted;
     answer->queue_ms = output->queue_ms;
     answer->prefill_ms = output->prefill_ms;
     answer->ttft_ms = output->ttft_ms;

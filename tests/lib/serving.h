@@ -42,7 +42,7 @@ struct ds_answer {
     char stop[33];
     enum ds_finish finish; /* 0: has not ended */
     double nll;
-    uint32_t n_prompt, n_cached, n_completion;
+    uint32_t n_prompt, n_cached, n_completion, n_drafted, n_accepted;
     double queue_ms, prefill_ms, ttft_ms, decode_ms;
 };
 
