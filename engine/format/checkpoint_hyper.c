@@ -128,6 +128,9 @@ static int read_sizes(struct prefixed *keys, struct ds_hyper *hyper)
         r = get_f32(keys, "attention.layer_norm_rms_epsilon", true, &hyper->rms_epsilon);
     if (r == 0)
         r = get_u32(keys, "attention.sliding_window", false, &hyper->window);
+    if (r == 0) /* our own key, for what Hugging Face calls max_window_layers */
+        r = get_u32(keys, "attention.sliding_window_first_layer", false,
+                    &hyper->window_first_layer);
     if (r == 0)
         r = get_u32(keys, "vocab_size", false, &hyper->n_vocab);
     return r;

@@ -6,7 +6,7 @@
 #include "engine/format/quant.h"
 #include "tests/lib/tiny_vocab.h"
 
-static const char *const names[] = { "llama", "qwen2", "qwen3" };
+static const char *const names[] = { "llama", "qwen2", "qwen3", "qwen3moe" };
 
 struct ds_tiny_options ds_tiny_options(enum ds_architecture architecture, uint32_t type)
 {
@@ -27,6 +27,9 @@ struct ds_tiny_options ds_tiny_options(enum ds_architecture architecture, uint32
         .n_vocab = 320,
         .context = 512,
         .tied = architecture == DS_ARCH_QWEN2,
+        .n_experts = architecture == DS_ARCH_QWEN3MOE ? 6 : 0,
+        .n_experts_used = 2,
+        .expert_ffn_width = wide ? 256 : 32,
     };
 }
 
@@ -64,21 +67,40 @@ struct sink {
     uint64_t state;
 };
 
-static void put_tensor(struct sink *sink, const char *name, uint64_t columns, uint64_t rows,
-                       float mean, float deviation)
+/* {columns, rows} or, with planes, {columns, rows, planes} */
+static void put_values(struct sink *sink, const char *name, uint64_t columns, uint64_t rows,
+                       uint64_t planes, const float *values)
 {
     const struct ds_type_traits *traits = ds_type_traits(sink->options->type);
-    uint64_t n = columns * (rows ? rows : 1), dims[2] = { columns, rows };
+    uint64_t dims[3] = { columns, rows, planes };
     bool plain = rows == 0 || !traits || columns % traits->block_elements != 0;
     unsigned at = sink->written++ / sink->per_writer;
+
+    ds_gguf_writer_floats(sink->writers[at < sink->n_writers ? at : sink->n_writers - 1], name,
+                          plain ? DS_TYPE_F32 : sink->options->type,
+                          planes ? 3
+                          : rows ? 2
+                                 : 1,
+                          dims, values);
+}
+
+static float *random_values(struct sink *sink, uint64_t n, float mean, float deviation)
+{
     float *values = calloc(n, sizeof *values);
 
     if (!values)
         abort();
     for (uint64_t i = 0; i < n; i++)
         values[i] = mean + deviation * next_normal(&sink->state);
-    ds_gguf_writer_floats(sink->writers[at < sink->n_writers ? at : sink->n_writers - 1], name,
-                          plain ? DS_TYPE_F32 : sink->options->type, rows ? 2 : 1, dims, values);
+    return values;
+}
+
+static void put_tensor(struct sink *sink, const char *name, uint64_t columns, uint64_t rows,
+                       float mean, float deviation)
+{
+    float *values = random_values(sink, columns * (rows ? rows : 1), mean, deviation);
+
+    put_values(sink, name, columns, rows, 0, values);
     free(values);
 }
 
@@ -100,6 +122,84 @@ static void put_vector(struct sink *sink, int layer, const char *name, uint64_t 
     put_tensor(sink, full, size, 0, mean, deviation);
 }
 
+/* All experts' matrices of one kind, in a tensor or one by one. */
+static void put_experts(struct sink *sink, int layer, const char *name, uint64_t columns,
+                        uint64_t rows, const float *values)
+{
+    uint64_t n = sink->options->n_experts;
+    char full[64];
+
+    if (sink->options->experts != DS_TINY_SEPARATE) {
+        (void) snprintf(full, sizeof full, "blk.%d.%s_exps.weight", layer, name);
+        put_values(sink, full, columns, rows, n, values);
+        return;
+    }
+    for (uint64_t i = 0; i < n; i++) {
+        (void) snprintf(full, sizeof full, "blk.%d.%s.%u.weight", layer, name, (unsigned) i);
+        put_values(sink, full, columns, rows, 0, values + i * columns * rows);
+    }
+}
+
+/* Each expert's gate, then its up. */
+static void put_merged(struct sink *sink, int layer, const float *gate, const float *up)
+{
+    const struct ds_tiny_options *o = sink->options;
+    size_t n = (size_t) o->width * o->expert_ffn_width;
+    float *both = calloc(2 * n * o->n_experts, sizeof *both);
+
+    if (!both)
+        abort();
+    for (size_t i = 0; i < o->n_experts; i++) {
+        memcpy(both + 2 * i * n, gate + i * n, n * sizeof *both);
+        memcpy(both + (2 * i + 1) * n, up + i * n, n * sizeof *both);
+    }
+    put_experts(sink, layer, "ffn_gate_up", o->width, 2 * (uint64_t) o->expert_ffn_width, both);
+    free(both);
+}
+
+static void put_mixture(struct sink *sink, int layer)
+{
+    const struct ds_tiny_options *o = sink->options;
+    uint64_t d = o->width, f = o->expert_ffn_width, n = d * f * o->n_experts;
+    float *router = random_values(sink, d * o->n_experts, 0.0f, 3.0f / sqrtf((float) d));
+    float *gate = random_values(sink, n, 0.0f, 1.0f / sqrtf((float) d));
+    float *up = random_values(sink, n, 0.0f, 1.0f / sqrtf((float) d));
+    float *down = random_values(sink, n, 0.0f, 1.0f / sqrtf((float) f));
+    unsigned at = sink->written++ / sink->per_writer;
+    uint64_t dims[2] = { d, o->n_experts };
+    char full[64];
+
+    (void) snprintf(full, sizeof full, "blk.%d.ffn_gate_inp.weight", layer);
+    ds_gguf_writer_floats(sink->writers[at < sink->n_writers ? at : sink->n_writers - 1], full,
+                          DS_TYPE_F32, 2, dims, router);
+    if (o->experts == DS_TINY_MERGED) {
+        put_merged(sink, layer, gate, up);
+    } else {
+        put_experts(sink, layer, "ffn_gate", d, f, gate);
+        put_experts(sink, layer, "ffn_up", d, f, up);
+    }
+    put_experts(sink, layer, "ffn_down", f, d, down);
+    if (o->n_experts_shared) {
+        put_matrix(sink, layer, "ffn_gate_shexp", d, f * o->n_experts_shared, 1.0f);
+        put_matrix(sink, layer, "ffn_up_shexp", d, f * o->n_experts_shared, 1.0f);
+        put_matrix(sink, layer, "ffn_down_shexp", f * o->n_experts_shared, d, 1.0f);
+    }
+    free(router);
+    free(gate);
+    free(up);
+    free(down);
+}
+
+static bool has_experts(const struct ds_tiny_options *o, uint32_t layer)
+{
+    return o->n_experts > 0 && !(o->dense_first && layer == 0);
+}
+
+static bool has_head_norms(const struct ds_tiny_options *o)
+{
+    return o->architecture == DS_ARCH_QWEN3 || o->architecture == DS_ARCH_QWEN3MOE;
+}
+
 static void put_layer(struct sink *sink, int layer)
 {
     const struct ds_tiny_options *o = sink->options;
@@ -116,11 +216,15 @@ static void put_layer(struct sink *sink, int layer)
         put_vector(sink, layer, "attn_k.bias", kv, 0.0f, 0.5f);
         put_vector(sink, layer, "attn_v.bias", kv, 0.0f, 0.5f);
     }
-    if (o->architecture == DS_ARCH_QWEN3) {
+    if (has_head_norms(o)) {
         put_vector(sink, layer, "attn_q_norm.weight", o->head_dim, 1.0f, 0.3f);
         put_vector(sink, layer, "attn_k_norm.weight", o->head_dim, 1.0f, 0.3f);
     }
     put_vector(sink, layer, "ffn_norm.weight", d, 1.0f, 0.3f);
+    if (has_experts(o, (uint32_t) layer)) {
+        put_mixture(sink, layer);
+        return;
+    }
     put_matrix(sink, layer, "ffn_gate", d, o->ffn_width, 1.0f);
     put_matrix(sink, layer, "ffn_up", d, o->ffn_width, 1.0f);
     put_matrix(sink, layer, "ffn_down", o->ffn_width, d, 1.0f);
@@ -187,6 +291,15 @@ static void put_rope_keys(struct ds_gguf_writer *writer, const struct ds_tiny_op
     put_u32(writer, o, "rope.scaling.original_context_length", o->context / 4);
 }
 
+static void put_expert_keys(struct ds_gguf_writer *writer, const struct ds_tiny_options *o)
+{
+    put_u32(writer, o, "expert_count", o->n_experts);
+    put_u32(writer, o, "expert_used_count", o->n_experts_used);
+    put_u32(writer, o, "expert_feed_forward_length", o->expert_ffn_width);
+    if (o->n_experts_shared)
+        put_u32(writer, o, "expert_shared_count", o->n_experts_shared);
+}
+
 static void put_keys(struct ds_gguf_writer *writer, const struct ds_tiny_options *o)
 {
     ds_gguf_writer_string(writer, "general.architecture", names[o->architecture]);
@@ -202,6 +315,8 @@ static void put_keys(struct ds_gguf_writer *writer, const struct ds_tiny_options
     put_u32(writer, o, "attention.key_length", o->head_dim);
     put_u32(writer, o, "attention.value_length", o->head_dim);
     put_f32(writer, o, "attention.layer_norm_rms_epsilon", 1e-5f);
+    if (o->n_experts)
+        put_expert_keys(writer, o);
     if (o->window)
         put_u32(writer, o, "attention.sliding_window", o->window);
     put_rope_keys(writer, o);
@@ -234,10 +349,15 @@ int ds_tiny_model_file(const struct ds_tiny_options *options, const char *path)
 
 static unsigned count_tensors(const struct ds_tiny_options *o)
 {
-    unsigned per_layer =
-        9 + (o->architecture == DS_ARCH_QWEN2 ? 3 : 0) + (o->architecture == DS_ARCH_QWEN3 ? 2 : 0);
+    static const unsigned kinds[] = { 3, 2, 3 };
+    unsigned experts = kinds[o->experts] * (o->experts == DS_TINY_SEPARATE ? o->n_experts : 1);
+    unsigned n = 2 + !o->tied + o->rope_factors;
 
-    return o->vocab_only ? 0 : 2 + !o->tied + o->rope_factors + per_layer * o->n_layers;
+    for (uint32_t i = 0; i < o->n_layers; i++) {
+        n += 6 + (o->architecture == DS_ARCH_QWEN2 ? 3 : 0) + (has_head_norms(o) ? 2 : 0);
+        n += has_experts(o, i) ? 1 + experts + (o->n_experts_shared ? 3 : 0) : 3;
+    }
+    return o->vocab_only ? 0 : n;
 }
 
 int ds_tiny_model_split(const struct ds_tiny_options *options, unsigned n_files, int *ret_fds)

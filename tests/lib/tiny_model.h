@@ -18,6 +18,9 @@
 #include "engine/format/checkpoint.h"
 #include "tests/lib/gguf_writer.h"
 
+/* How the experts' matrices stand in the file; the numbers are the same in all forms. */
+enum ds_tiny_experts { DS_TINY_STACKED, DS_TINY_MERGED, DS_TINY_SEPARATE };
+
 struct ds_tiny_options {
     enum ds_architecture architecture;
     enum ds_vocab_kind vocab;
@@ -31,6 +34,12 @@ struct ds_tiny_options {
     uint32_t head_dim; /* keys and values */
     uint32_t n_vocab;  /* at least 320 */
     uint32_t context;
+    uint32_t n_experts; /* 0: dense */
+    uint32_t n_experts_used;
+    uint32_t n_experts_shared;
+    uint32_t expert_ffn_width;
+    enum ds_tiny_experts experts;
+    bool dense_first;                  /* the first layer has no experts, and no key says so */
     uint32_t window;                   /* attention.sliding_window; 0: none */
     bool tied;                         /* no output.weight */
     bool rope_factors;                 /* a rope_freqs.weight tensor, as llama3 scaling writes it */
@@ -41,7 +50,8 @@ struct ds_tiny_options {
     const char *name;                  /* general.name; NULL: "tiny" */
 };
 
-/* 2 layers, width 64 (256 for superblock types), 4 heads, 2 KV heads, 320 tokens, context 512. */
+/* 2 layers, width 64 (256 for superblock types), 4 heads, 2 KV heads, 320 tokens, context 512;
+ * qwen3moe: 6 experts, 2 used. */
 struct ds_tiny_options ds_tiny_options(enum ds_architecture architecture, uint32_t type);
 
 /* A memfd holding the model, -1 = failed. */
