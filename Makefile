@@ -64,7 +64,7 @@ proto_libs  = $(call pkg,libprotobuf-c)
 client_libs = $(proto_libs)
 dsctl_libs  = $(call pkg,libedit libcjson)
 daemon_libs = $(call pkg,liburing libsystemd inih) $(proto_libs)
-engine_libs = $(call pkg,libseccomp jansson libcjson) $(proto_libs) -lm
+engine_libs = $(call pkg,libseccomp jansson libcjson nettle) $(proto_libs) -lm
 test_libs   = $(call pkg,libcjson)
 
 programs := $(if $(wildcard daemon/main.c),$(B)/dsd) $(if $(wildcard engine/main.c),$(B)/dsd-engine) \

@@ -88,7 +88,7 @@ struct ds_call {
     bool cancelled, cancel_due;   /* cancel_due: the engine has not been told yet */
     bool progressed;              /* since it was sent */
     struct ds_model_files *files; /* ShowRequest: goes out as a LOAD on the socket; owned */
-    bool want_tensors;
+    bool want_tensors, verify;
     uint32_t crash_points; /* engine deaths since it last progressed; see engine_process.c */
 };
 

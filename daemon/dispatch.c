@@ -133,6 +133,7 @@ static void start_show(struct ds_call *call, const Ds__Request *request)
         return;
     }
     call->want_tensors = request->show->tensors;
+    call->verify = request->show->verify;
     ds_engine_link_pump(&server->engine);
 }
 

@@ -171,6 +171,7 @@ static int submit_show(struct ds_call *call, uint64_t engine_id)
     load.n_files = call->files->n_files;
     load.inspect_only = true;
     load.want_tensors = call->want_tensors;
+    load.verify = call->verify;
     r = ds_engine_process_load(engine, &load, call->files, &sent);
     if (r == -EAGAIN && sent == 0)
         return DS_CHANNEL_FULL;

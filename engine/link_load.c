@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "engine/link_state.h"
+#include "engine/link_verify.h"
 
 #include <stdatomic.h>
 
@@ -64,6 +65,7 @@ static int take_progress(void *arg, double fraction)
 static int inspect(struct ds_load_task *load)
 {
     ds_cleanup(ds_checkpoint_free_p) struct ds_checkpoint *checkpoint = NULL;
+    ds_cleanup(ds_free_p) Ds__Verification *verification = NULL;
     const Ds__LinkLoad *message = load->parts.message;
     Ds__ModelInfo info;
     int r;
@@ -74,7 +76,13 @@ static int inspect(struct ds_load_task *load)
         return r;
     ds_link_checkpoint_info(checkpoint, &info);
     info.n_files = load->parts.n_fds;
-    return ds_reply_show(checkpoint, message->want_tensors, &info, &load->bytes, &load->size);
+    if (message->verify)
+        r = ds_link_verify(checkpoint, load->parts.fds, NULL, load->parts.n_fds, take_progress,
+                           load, &verification, &load->error);
+    if (r < 0)
+        return r;
+    return ds_reply_show(checkpoint, message->want_tensors, &info, verification, &load->bytes,
+                         &load->size);
 }
 
 static void load_task_run(struct ds_task *base)
@@ -191,7 +199,8 @@ int ds_link_load_news(struct ds_link *link)
         if (permille < load->permille_sent + NEWS_STEP_PERMILLE || ds_outbox_full(&link->outbox))
             continue;
         load->permille_sent = permille;
-        r = ds_reply_progress("loading", permille / 1000.0, &bytes, &size);
+        r = ds_reply_progress(load->parts.message->verify ? "verifying" : "loading",
+                              permille / 1000.0, &bytes, &size);
         if (r == 0)
             r = ds_link_send_bytes(link, request, DS_CQE_NOTICE, bytes, size);
         if (r < 0)

@@ -321,7 +321,7 @@ static Ds__TensorInfo *tensors_new(const struct ds_checkpoint *checkpoint, size_
 }
 
 int ds_reply_show(const struct ds_checkpoint *checkpoint, bool tensors, Ds__ModelInfo *info,
-                  void **ret_bytes, size_t *ret_size)
+                  Ds__Verification *verification, void **ret_bytes, size_t *ret_size)
 {
     size_t n_tensors = tensors ? ds_checkpoint_n_tensors(checkpoint) : 0;
     ds_cleanup(ds_free_p) Ds__KeyValue *metadata = NULL;
@@ -334,6 +334,7 @@ int ds_reply_show(const struct ds_checkpoint *checkpoint, bool tensors, Ds__Mode
     if (!metadata || !table)
         return -ENOMEM;
     result.model = info;
+    result.verification = verification;
     result.n_metadata = ds_checkpoint_n_metadata(checkpoint);
     result.n_tensors = n_tensors;
     result.chat_template = binary(ds_checkpoint_vocab(checkpoint)->chat_template);

@@ -45,9 +45,9 @@ int ds_reply_done(void **ret_bytes, size_t *ret_size);
 int ds_reply_limits(const struct ds_limits *limits, const struct ds_model_cost *cost,
                     void **ret_bytes, size_t *ret_size);
 
-/* The packed LinkReply of an inspect_only load. */
+/* The packed LinkReply of an inspect_only load; verification may be NULL. */
 int ds_reply_show(const struct ds_checkpoint *checkpoint, bool tensors, Ds__ModelInfo *info,
-                  void **ret_bytes, size_t *ret_size);
+                  Ds__Verification *verification, void **ret_bytes, size_t *ret_size);
 
 /* The packed Progress. */
 int ds_reply_progress(const char *stage, double fraction, void **ret_bytes, size_t *ret_size);

@@ -5,7 +5,7 @@ set -eu
 
 # What the programs are built from, and what only the tests need besides.
 build_packages='gcc libc6-dev make pkg-config protobuf-c-compiler libprotobuf-c-dev liburing-dev
-libsystemd-dev libseccomp-dev libinih-dev libedit-dev libcjson-dev libjansson-dev unicode-data
+libsystemd-dev libseccomp-dev libinih-dev libedit-dev libcjson-dev libjansson-dev nettle-dev unicode-data
 scdoc python3 python3-pip ca-certificates'
 check_packages='git perl libcmocka-dev clang libclang-rt-dev clang-format systemd systemd-container procps file man-db'
 

@@ -159,7 +159,7 @@ static void test_a_look_at_a_file_shows_all_of_it(void **state)
     void *bytes;
     size_t size;
 
-    assert_int_equal(ds_reply_show(*state, true, &info, &bytes, &size), 0);
+    assert_int_equal(ds_reply_show(*state, true, &info, NULL, &bytes, &size), 0);
     assert_int_equal(ds_message_unpack(&ds__link_reply__descriptor, bytes, size, &reply), 0);
     assert_int_equal(reply->reply->show->n_metadata, ds_checkpoint_n_metadata(*state));
     assert_int_equal(reply->reply->show->n_tensors, ds_checkpoint_n_tensors(*state));

@@ -153,5 +153,6 @@ const char *dsctl_quoted(char *buffer, size_t size, const void *bytes, size_t n_
 
 /* --- the verbs --- */
 extern const struct dsctl_verb dsctl_run, dsctl_chat, dsctl_load, dsctl_unload, dsctl_pin,
-    dsctl_unpin, dsctl_ps, dsctl_list, dsctl_show, dsctl_tokenize, dsctl_detokenize, dsctl_template,
-    dsctl_score, dsctl_status, dsctl_requests, dsctl_cancel, dsctl_ping, dsctl_bench;
+    dsctl_unpin, dsctl_ps, dsctl_list, dsctl_show, dsctl_verify, dsctl_tokenize, dsctl_detokenize,
+    dsctl_template, dsctl_score, dsctl_status, dsctl_requests, dsctl_cancel, dsctl_ping,
+    dsctl_bench;
