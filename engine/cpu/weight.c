@@ -48,7 +48,7 @@ const struct ds_panel_format *ds_panel_format(uint32_t type)
     return NULL;
 }
 
-/* What takes blocks into panels; codes tells of a value of a superblock plus 128 what is stored. */
+/* What takes blocks into panels; coded types: codes tells of a value plus 128 what is stored. */
 struct repacker {
     struct ds_weight *weight;
     const struct ds_panel_format *format;
@@ -64,28 +64,48 @@ struct target {
     unsigned row; /* 0..15 */
 };
 
-/* Stores q of element k of unit number `unit` of the group; units start as zeros. */
-static void put_quant(const struct target *target, unsigned bits, unsigned unit, unsigned k,
-                      unsigned q)
+/* A word of a plane: `bits` bits, from bit `from` on, of each byte of the words of as many groups
+ * as fit into a byte. */
+static inline uint32_t plane_word(const uint32_t *groups, unsigned from, unsigned bits)
 {
-    uint8_t *at = target->quants + (size_t) unit * target->unit_bytes;
-    unsigned group = k / 4, byte = 4 * target->row + k % 4;
+    const uint32_t mask = ((1u << bits) - 1) * 0x01010101u;
+    uint32_t word = 0;
 
-    if (bits == 8) {
-        at[64 * group + byte] = (uint8_t) q;
-        return;
+    for (unsigned i = 0; i < 8 / bits; i++)
+        word |= (groups[i] >> from & mask) << bits * i;
+    return word;
+}
+
+static inline void put_planes(uint8_t *at, const uint32_t groups[8], unsigned from, unsigned bits)
+{
+    for (unsigned plane = 0; plane < bits; plane++) {
+        uint32_t word = plane_word(groups + plane * (8 / bits), from, bits);
+
+        memcpy(at + 64 * plane, &word, sizeof word);
     }
-    if (bits < 4) {
-        at[64 * (group / 4) + byte] |= (uint8_t) ((q & 3) << 2 * (group % 4));
-        if (bits == 3)
-            at[128 + byte] |= (uint8_t) (q >> 2 << group);
-        return;
-    }
-    at[64 * (group / 2) + byte] |= (uint8_t) ((q & 15) << 4 * (group % 2));
+}
+
+/* Stores the row's 32 quants of unit number `unit` of the group. */
+static void put_unit(const struct target *target, unsigned bits, unsigned unit,
+                     const uint8_t q[DS_UNIT_K])
+{
+    uint8_t *at = target->quants + (size_t) unit * target->unit_bytes + 4 * (size_t) target->row;
+    uint32_t groups[8];
+
+    memcpy(groups, q, sizeof groups);
+    if (bits == 8)
+        for (unsigned g = 0; g < 8; g++)
+            memcpy(at + 64 * (size_t) g, &groups[g], 4);
+    else if (bits < 4)
+        put_planes(at, groups, 0, 2);
+    else
+        put_planes(at, groups, 0, 4);
+    if (bits == 3)
+        put_planes(at + 128, groups, 2, 1);
     if (bits == 5)
-        at[256 + byte] |= (uint8_t) ((q >> 4) << group);
+        put_planes(at + 256, groups, 4, 1);
     if (bits == 6)
-        at[256 + 64 * (group / 4) + byte] |= (uint8_t) ((q >> 4) << 2 * (group % 4));
+        put_planes(at + 256, groups, 4, 2);
 }
 
 static void put_f16(const struct target *target, unsigned slot, uint16_t f16)
@@ -93,16 +113,12 @@ static void put_f16(const struct target *target, unsigned slot, uint16_t f16)
     memcpy(target->scales + 32 * slot + 2 * target->row, &f16, 2);
 }
 
-static unsigned nibble(const uint8_t *bytes, unsigned k) /* of the 32-element types */
-{
-    return bytes[k % 16] >> 4 * (k / 16) & 15;
-}
-
 static void repack_simple(const struct target *target, const struct ds_panel_format *format,
                           const uint8_t *block)
 {
     const unsigned scale_bytes = ds_scale_bytes(format->scale) / DS_PANEL_ROWS;
     const uint8_t *at = block + scale_bytes;
+    uint8_t q[DS_UNIT_K];
     uint32_t fifth = 0;
 
     if (format->scale == DS_SCALE_E8)
@@ -114,19 +130,22 @@ static void repack_simple(const struct target *target, const struct ds_panel_for
         memcpy(&fifth, at, 4);
         at += 4;
     }
-    for (unsigned k = 0; k < 32; k++) {
-        if (format->bits == 8)
-            put_quant(target, 8, 0, k, at[k] ^ 0x80u);
-        else
-            put_quant(target, format->bits, 0, k, nibble(at, k) | (fifth >> k & 1) << 4);
+    for (unsigned k = 0; k < 16; k++) {
+        q[k] = (uint8_t) ((at[k] & 15) | (fifth >> k & 1) << 4);
+        q[k + 16] = (uint8_t) (at[k] >> 4 | (fifth >> (k + 16) & 1) << 4);
     }
+    for (unsigned k = 0; k < 32 && format->bits == 8; k++)
+        q[k] = at[k] ^ 0x80u;
+    put_unit(target, format->bits, 0, q);
 }
 
 static void repack_superblock(const struct repacker *repacker, const struct target *target,
                               const uint8_t *block)
 {
     const enum ds_panel_scale scale = repacker->format->scale;
+    const int offset = repacker->format->offset;
     struct ds_superblock s;
+    uint8_t q[DS_UNIT_K];
 
     repacker->traits->unpack(block, &s);
     put_f16(target, 0, s.d);
@@ -143,8 +162,9 @@ static void repack_superblock(const struct repacker *repacker, const struct targ
         if (scale == DS_SCALE_K)
             own[16] = s.min[2 * unit];
         for (unsigned k = 0; k < 32; k++)
-            put_quant(target, repacker->format->bits, unit, k,
-                      repacker->codes[s.value[32 * unit + k] + 128]);
+            q[k] = repacker->format->values ? repacker->codes[s.value[32 * unit + k] + 128]
+                                            : (uint8_t) (s.value[32 * unit + k] + offset);
+        put_unit(target, repacker->format->bits, unit, q);
     }
 }
 
@@ -185,14 +205,9 @@ static void set_codes(struct repacker *repacker)
     const int8_t *values = repacker->format->values;
 
     memset(repacker->codes, 0, sizeof repacker->codes);
-    for (int value = -128; value < 128; value++) {
-        unsigned code = 0;
-
-        while (values && code < 16 && values[code] != value)
-            code++;
-        repacker->codes[value + 128] =
-            (uint8_t) (values ? code & 15 : (unsigned) (value + repacker->format->offset));
-    }
+    for (unsigned code = 0; code < 16 && values; code++)
+        if (values[code] != 0) /* what fills up a table */
+            repacker->codes[values[code] + 128] = (uint8_t) code;
 }
 
 static int repack(struct ds_weight *weight, const struct ds_tensor *matrices)

@@ -28,10 +28,31 @@ static void start(struct ds_superblock *s, uint16_t d, uint16_t dmin)
 
 /* --- K types --- */
 
-/* Two bits of element i: 64 bytes, of which 32 serve 128 elements. */
-static unsigned two_bits(const uint8_t *qs, unsigned i)
+/* Two bits of each element, plus bias: 64 bytes, of which 32 serve 128 elements. */
+static void two_bits(const uint8_t *qs, int bias, int8_t *value)
 {
-    return qs[32 * (i / 128) + i % 32] >> 2 * (i % 128 / 32) & 3u;
+    for (unsigned half = 0; half < 2; half++, qs += 32)
+        for (unsigned j = 0; j < 4; j++, value += 32)
+            for (unsigned l = 0; l < 32; l++)
+                value[l] = (int8_t) ((qs[l] >> 2 * j & 3) + bias);
+}
+
+/* Four bits of each element: 128 bytes, of which 32 serve 64 elements. */
+static void four_bits(const uint8_t *qs, int8_t *value)
+{
+    for (unsigned pair = 0; pair < 4; pair++, qs += 32, value += 64)
+        for (unsigned l = 0; l < 32; l++) {
+            value[l] = qs[l] & 15;
+            value[32 + l] = qs[l] >> 4;
+        }
+}
+
+/* One bit of each element, times weight: 32 bytes, each bit of which serves 32 elements. */
+static void add_bits(const uint8_t *qh, int weight, int8_t *value)
+{
+    for (unsigned unit = 0; unit < 8; unit++, value += 32)
+        for (unsigned l = 0; l < 32; l++)
+            value[l] = (int8_t) (value[l] + (qh[l] >> unit & 1) * weight);
 }
 
 void ds_unpack_q2_k(const uint8_t *b, struct ds_superblock *s)
@@ -41,8 +62,7 @@ void ds_unpack_q2_k(const uint8_t *b, struct ds_superblock *s)
         s->scale[j] = b[j] & 15;
         s->min[j] = b[j] >> 4;
     }
-    for (unsigned i = 0; i < DS_SUPERBLOCK; i++)
-        s->value[i] = (int8_t) two_bits(b + 16, i);
+    two_bits(b + 16, 0, s->value);
 }
 
 void ds_unpack_q3_k(const uint8_t *b, struct ds_superblock *s)
@@ -56,11 +76,8 @@ void ds_unpack_q3_k(const uint8_t *b, struct ds_superblock *s)
 
         s->scale[j] = (int8_t) ((int) (low | high << 4) - 32);
     }
-    for (unsigned i = 0; i < DS_SUPERBLOCK; i++) { /* a bit that is set takes nothing away */
-        unsigned high = b[i % 32] >> i / 32 & 1u;
-
-        s->value[i] = (int8_t) ((int) (two_bits(b + 32, i) | high << 2) - 4);
-    }
+    two_bits(b + 32, -4, s->value);
+    add_bits(b, 4, s->value);
 }
 
 /* The eight 6-bit (scale, minimum) pairs of Q4_K and Q5_K, packed into 12 bytes. */
@@ -82,31 +99,30 @@ void ds_unpack_q4_k(const uint8_t *b, struct ds_superblock *s)
 {
     start(s, load_u16(b), load_u16(b + 2));
     unpack_pairs(b + 4, s);
-    for (unsigned i = 0; i < DS_SUPERBLOCK; i++) /* sub-blocks 2k, 2k + 1 share 32 bytes */
-        s->value[i] = b[16 + 32 * (i / 64) + i % 32] >> 4 * (i / 32 % 2) & 15;
+    four_bits(b + 16, s->value);
 }
 
 void ds_unpack_q5_k(const uint8_t *b, struct ds_superblock *s)
 {
     start(s, load_u16(b), load_u16(b + 2));
     unpack_pairs(b + 4, s);
-    for (unsigned i = 0; i < DS_SUPERBLOCK; i++) {
-        unsigned low = b[48 + 32 * (i / 64) + i % 32] >> 4 * (i / 32 % 2) & 15u;
-
-        s->value[i] = (int8_t) (low | (b[16 + i % 32] >> i / 32 & 1u) << 4);
-    }
+    four_bits(b + 48, s->value);
+    add_bits(b + 16, 16, s->value);
 }
 
 void ds_unpack_q6_k(const uint8_t *b, struct ds_superblock *s)
 {
     start(s, load_u16(b + 208), 0);
     memcpy(s->scale, b + 192, sizeof s->scale);
-    for (unsigned i = 0; i < DS_SUPERBLOCK; i++) {
-        unsigned half = i / 128, group = i % 128 / 32, l = i % 32;
-        unsigned low = b[64 * half + 32 * (group & 1) + l] >> (group < 2 ? 0 : 4) & 15u;
-        unsigned high = b[128 + 32 * half + l] >> 2 * group & 3u;
+    for (unsigned i = 0; i < 8; i++) {
+        unsigned half = i / 4, group = i % 4;
+        const uint8_t *low = b + 64 * half + 32 * (group & 1), *high = b + 128 + 32 * half;
+        int8_t *value = s->value + 32 * i;
 
-        s->value[i] = (int8_t) ((int) (low | high << 4) - 32);
+        for (unsigned l = 0; l < 32; l++)
+            value[l] =
+                (int8_t) (((low[l] >> (group < 2 ? 0 : 4) & 15) | (high[l] >> 2 * group & 3) << 4) -
+                          32);
     }
 }
 
@@ -122,8 +138,11 @@ void ds_unpack_iq4_xs(const uint8_t *b, struct ds_superblock *s)
 
         s->scale[j] = (int8_t) ((int) (low | (high >> 2 * unit & 3) << 4) - 32);
     }
-    for (unsigned i = 0; i < DS_SUPERBLOCK; i++)
-        s->value[i] = ds_iq4_values[b[8 + 16 * (i / 32) + i % 16] >> 4 * (i / 16 % 2) & 15];
+    for (unsigned unit = 0; unit < 8; unit++)
+        for (unsigned k = 0; k < 16; k++) {
+            s->value[32 * unit + k] = ds_iq4_values[b[8 + 16 * unit + k] & 15];
+            s->value[32 * unit + 16 + k] = ds_iq4_values[b[8 + 16 * unit + k] >> 4];
+        }
 }
 
 void ds_unpack_tq1_0(const uint8_t *b, struct ds_superblock *s)
@@ -145,8 +164,7 @@ void ds_unpack_tq2_0(const uint8_t *b, struct ds_superblock *s)
 {
     start(s, load_u16(b + 64), 0);
     memset(s->scale, 1, sizeof s->scale);
-    for (unsigned i = 0; i < DS_SUPERBLOCK; i++)
-        s->value[i] = (int8_t) ((int) two_bits(b, i) - 1);
+    two_bits(b, -1, s->value);
 }
 
 /* --- grids; a bit that is set in signs makes an element negative --- */
@@ -155,11 +173,14 @@ static const int8_t iq2_worth[3] = { 8, 25, 43 };
 static const int8_t iq3_xxs_worth[8] = { 4, 12, 20, 28, 36, 44, 52, 62 };
 static const int8_t iq3_s_worth[8] = { 1, 3, 5, 7, 9, 11, 13, 15 };
 
-static void put(int8_t *value, const uint8_t *levels, unsigned n, const int8_t *worth,
-                unsigned signs)
+static inline void put(int8_t *value, const uint8_t *levels, unsigned n, const int8_t *worth,
+                       unsigned signs)
 {
-    for (unsigned i = 0; i < n; i++)
-        value[i] = (int8_t) (signs >> i & 1 ? -worth[levels[i]] : worth[levels[i]]);
+    for (unsigned i = 0; i < n; i++) {
+        int negative = -(int) (signs >> i & 1);
+
+        value[i] = (int8_t) ((worth[levels[i]] ^ negative) - negative);
+    }
 }
 
 /* Seven signs are stored; the eighth makes their number even. */

@@ -99,7 +99,7 @@ static void bench_type(struct ds_backend *backend, uint32_t type, const struct d
     subject.out = ds_case_buffer(backend, NULL, (size_t) PROMPT_ROWS * WEIGHT_N);
     seconds = best_pass(&subject);
     speed = (double) bytes / seconds;
-    printf("%-5s gemv %6.1f GB/s = %3.0f %% of reading", ds_type_traits(type)->name, speed * 1e-9,
+    printf("%-7s gemv %6.1f GB/s = %3.0f %% of reading", ds_type_traits(type)->name, speed * 1e-9,
            speed / limits->read_bytes * 100);
     seconds = best_product(&subject, PROMPT_ROWS, REPEATS);
     speed = 2.0 * WEIGHT_K * WEIGHT_N * PROMPT_ROWS / seconds;
