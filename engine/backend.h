@@ -37,7 +37,8 @@ struct ds_kv_geometry {
     uint32_t value_dim;
     uint32_t n_blocks;
     enum ds_kv_type type;
-    bool shared; /* values are the first value_dim of the keys (MLA): only keys are stored */
+    uint32_t index_dim; /* of one more vector a token and layer (index_write()); 0: none */
+    bool shared;        /* values are the first value_dim of the keys (MLA): only keys are stored */
 };
 
 /* What a sequence runs with: the model as it is, or one LoRA adapter on it. */
@@ -62,14 +63,23 @@ struct ds_batch {
     const uint32_t *outputs;               /* [n_outputs] row numbers, ascending */
     const uint32_t *block_tables;          /* [n_sequences][blocks_max] */
     const struct ds_adapter_use *adapters; /* [n_sequences]; NULL: nobody has one */
+    float *hidden; /* [n_tokens][width] filled with what ds_model_mtp() wants; NULL: nothing */
 };
 
 struct ds_rope {
     const float
         *frequencies; /* [n_dims / 2] radians per position, scaling applied; host, borrowed */
+    uint32_t first;   /* dims of each head before the rotated ones */
     uint32_t n_dims;  /* rotated dims of each head; the rest pass */
     float magnitude;  /* cos and sin are multiplied by this */
     bool neox;        /* pairs (i, i + n/2), else (2i, 2i + 1) */
+};
+
+/* A part of every head of every row: the floats from row * row_stride + head * head_stride + first
+ * on, as many as the operation says. head_stride 0: all heads share one. */
+struct ds_slice {
+    struct ds_buffer *buffer;
+    uint32_t row_stride, head_stride, first;
 };
 
 /* One matrix product of a group that shares its input: out[row][n] (+)= W in[row] + bias. */
@@ -192,6 +202,40 @@ struct ds_backend {
     /* out[rows[i]] += scales[i] * in[i], i < n; product and sum each rounded; rows ascend. */
     int (*add_rows)(struct ds_backend *backend, struct ds_buffer *out, const struct ds_buffer *in,
                     const uint32_t *rows, const float *scales, uint32_t n, uint32_t width);
+    /* out = in, width floats of every head of n rows; the two do not overlap. */
+    int (*copy)(struct ds_backend *backend, const struct ds_slice *out, const struct ds_slice *in,
+                uint32_t n, uint32_t n_heads, uint32_t width);
+
+    /* --- latent attention --- */
+    /* Head h of every row: out = W_h in; W_h {K, N} is matrix h of a stack of n_heads. */
+    int (*matmul_heads)(struct ds_backend *backend, const struct ds_slice *out,
+                        const struct ds_weight *stack, const struct ds_slice *in, uint32_t n,
+                        uint32_t n_heads);
+    /* out[n][n_kv_heads][key_dim] = the keys at the batch's places. */
+    int (*kv_read)(struct ds_backend *backend, struct ds_buffer *out, const struct ds_kv *kv,
+                   uint32_t layer, const struct ds_batch *batch);
+
+    /* --- sparse attention --- */
+    /* out[n][width] = (in - mean) / sqrt(variance + epsilon) * gamma + beta; out may be in. */
+    int (*layer_norm)(struct ds_backend *backend, struct ds_buffer *out, const struct ds_buffer *in,
+                      const struct ds_buffer *gamma, const struct ds_buffer *beta, uint32_t n,
+                      uint32_t width, float epsilon);
+    /* Stores k[n][index_dim] at the batch's places. */
+    int (*index_write)(struct ds_backend *backend, struct ds_kv *kv, uint32_t layer,
+                       const struct ds_buffer *k, const struct ds_batch *batch);
+    /* Which positions a row attends to: the top_k of 0..own with the largest
+     *      sum over heads of weights[n][n_heads] * max(0, q[n][n_heads][index_dim] . k)
+     * ties to the lower position. chosen[n][top_k] are bit patterns of uint32_t, ascending; a row
+     * that sees no more than top_k positions attends to all, and nothing is written for it. */
+    int (*index_choose)(struct ds_backend *backend, struct ds_buffer *chosen,
+                        const struct ds_buffer *q, const struct ds_buffer *weights,
+                        const struct ds_kv *kv, uint32_t layer, const struct ds_batch *batch,
+                        uint32_t n_heads, uint32_t top_k);
+    /* attention() without a window, over the positions index_choose() left; shared keys only. */
+    int (*attention_chosen)(struct ds_backend *backend, struct ds_buffer *out,
+                            const struct ds_buffer *q, const struct ds_kv *kv, uint32_t layer,
+                            const struct ds_batch *batch, uint32_t n_heads, float scale,
+                            const struct ds_buffer *chosen, uint32_t top_k);
 
     /* Measures the device for some tenths of a second, with 128 MiB of its memory. -ENOMEM. */
     int (*limits)(struct ds_backend *backend, struct ds_limits *ret_limits);

@@ -222,7 +222,9 @@ static float *row_operations(struct ds_backend *backend, const float *x, const f
 {
     static const float frequencies[3] = { 1, 0.1f, 0.0123f };
     static const uint32_t positions[N_ROWS] = { 0, 1, 77, 4095, 4096, 5, 6, 1000000, 3 };
-    struct ds_rope rope = { frequencies, 6, 1.1f, true };
+    struct ds_rope rope = {
+        .frequencies = frequencies, .n_dims = 6, .magnitude = 1.1f, .neox = true
+    };
     struct ds_buffer *a = ds_case_buffer(backend, x, N_ROWS * WIDTH);
     struct ds_buffer *b = ds_case_buffer(backend, y, N_ROWS * WIDTH);
     float *result;

@@ -434,7 +434,9 @@ static void check_rope(struct ds_backend *backend, struct ds_case_random *random
     static const uint32_t positions[] = { 0, 1, 700, 131071, 5 };
     enum { N = 5, HEADS = 3 };
     float frequencies[64], *x = ds_case_rows(random, N * HEADS, head_dim, false), *result;
-    struct ds_rope rope = { frequencies, n_dims, 1.25f, neox };
+    struct ds_rope rope = {
+        .frequencies = frequencies, .n_dims = n_dims, .magnitude = 1.25f, .neox = neox
+    };
     struct ds_buffer *buffer = ds_case_buffer(backend, x, (size_t) N * HEADS * head_dim);
 
     for (uint32_t i = 0; i < n_dims / 2; i++)
@@ -522,8 +524,12 @@ static void check_query(const struct attention_case *c, const float *q, const fl
 static void check_attention(struct ds_backend *backend, struct ds_case_random *random,
                             const struct attention_case *c)
 {
-    struct ds_kv_geometry geometry = { 2, c->n_kv_heads, c->key_dim, c->value_dim,
-                                       0, c->type,       c->shared };
+    struct ds_kv_geometry geometry = { .n_layers = 2,
+                                       .n_kv_heads = c->n_kv_heads,
+                                       .key_dim = c->key_dim,
+                                       .value_dim = c->value_dim,
+                                       .type = c->type,
+                                       .shared = c->shared };
     uint32_t key_width = c->n_kv_heads * c->key_dim;
     uint32_t value_width = c->shared ? key_width : c->n_kv_heads * c->value_dim;
     uint32_t zeros[3] = { 0 }, all[3], offset = 0, row = 0;

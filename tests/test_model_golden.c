@@ -122,17 +122,24 @@ static void check_golden(struct ds_backend *backend, const char *relative, uint3
     (void) ds_golden_free(golden);
 }
 
-static const char *const plain_models[] = { "gguf/llama.golden", "gguf/llama3rope.golden",
-                                            "gguf/qwen2.golden", "gguf/qwen3.golden",
-                                            "gguf/qwen3moe.golden" };
+static const char *const plain_models[] = {
+    "gguf/llama.golden",      "gguf/llama3rope.golden", "gguf/qwen2.golden",
+    "gguf/qwen3.golden",      "gguf/qwen3moe.golden",   "gguf/deepseek-v2-lite.golden",
+    "gguf/deepseek-v3.golden"
+};
 
 static const char *const quantised_models[] = {
-    "quant/q-llama-F16.golden",    "quant/q-llama-BF16.golden",   "quant/q-llama-Q8_0.golden",
-    "quant/q-llama-Q4_0.golden",   "quant/q-llama-Q4_1.golden",   "quant/q-llama-Q5_0.golden",
-    "quant/q-llama-Q5_1.golden",   "quant/q-llama-Q4_K_M.golden", "quant/q-llama-Q5_K_M.golden",
-    "quant/q-llama-Q6_K.golden",   "quant/q-llama-Q2_K.golden",   "quant/q-llama-Q3_K_M.golden",
-    "quant/q-llama-IQ4_NL.golden", "quant/q-llama-IQ4_XS.golden", "quant/q-qwen2-F16.golden",
-    "quant/q-qwen2-Q8_0.golden",   "quant/q-qwen2-Q4_K_M.golden", "quant/q-qwen2-Q6_K.golden",
+    "quant/q-llama-F16.golden",          "quant/q-llama-BF16.golden",
+    "quant/q-llama-Q8_0.golden",         "quant/q-llama-Q4_0.golden",
+    "quant/q-llama-Q4_1.golden",         "quant/q-llama-Q5_0.golden",
+    "quant/q-llama-Q5_1.golden",         "quant/q-llama-Q4_K_M.golden",
+    "quant/q-llama-Q5_K_M.golden",       "quant/q-llama-Q6_K.golden",
+    "quant/q-llama-Q2_K.golden",         "quant/q-llama-Q3_K_M.golden",
+    "quant/q-llama-IQ4_NL.golden",       "quant/q-llama-IQ4_XS.golden",
+    "quant/q-qwen2-F16.golden",          "quant/q-qwen2-Q8_0.golden",
+    "quant/q-qwen2-Q4_K_M.golden",       "quant/q-qwen2-Q6_K.golden",
+    "quant/q-deepseek-v3-F16.golden",    "quant/q-deepseek-v3-Q8_0.golden",
+    "quant/q-deepseek-v3-Q4_K_M.golden", "quant/q-deepseek-v3-Q6_K.golden",
 };
 
 static void naive_models_meet_the_float_tolerances(void **state)

@@ -100,6 +100,10 @@ static void close_backend(struct ds_backend *backend)
     free(cpu->threads);
     ds_scratch_deinit(&cpu->parts);
     ds_scratch_deinit(&cpu->tiles);
+    ds_scratch_deinit(&cpu->heads);
+    ds_scratch_deinit(&cpu->scores);
+    ds_scratch_deinit(&cpu->picked);
+    ds_cpu_kv_free(backend, cpu->picked_kv);
     ds_act_deinit(&cpu->act);
     ds_mixture_deinit(&cpu->mixture);
     ds_rope_table_deinit(&cpu->rope);
@@ -140,6 +144,13 @@ static const struct ds_backend table = {
     .gather = ds_cpu_gather,
     .add_rows = ds_cpu_add_rows,
     .limits = ds_cpu_limits,
+    .copy = ds_cpu_copy,
+    .matmul_heads = ds_cpu_matmul_heads,
+    .kv_read = ds_cpu_kv_read,
+    .layer_norm = ds_cpu_layer_norm,
+    .index_write = ds_cpu_index_write,
+    .index_choose = ds_cpu_index_choose,
+    .attention_chosen = ds_cpu_attention_chosen,
     .describe = describe,
     .close = close_backend,
 };

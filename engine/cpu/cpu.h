@@ -24,6 +24,8 @@ struct ds_kv {
                                           [32][value_stride]; where shared: keys [32][key_stride] */
     size_t mapping_bytes;
     void *data; /* [layer][block][kv head][head_elements] of float or f16; lazily backed */
+    size_t index_bytes;
+    void *index; /* [layer][block][index_dim][32] of float or f16; lazily backed; NULL: none */
 };
 
 /* cos and sin of the last positions asked for: every layer asks for the same. */
@@ -54,6 +56,10 @@ struct ds_cpu {
     struct ds_act_memory act;       /* quantised input of the current product */
     struct ds_scratch *threads;     /* [n_threads]: one each, for items */
     struct ds_scratch tiles, parts; /* attention */
+    struct ds_scratch heads;        /* matmul_heads: float inputs */
+    struct ds_scratch scores;       /* index_choose */
+    struct ds_scratch picked;       /* attention_chosen: arrays of a batch */
+    struct ds_kv *picked_kv;        /* and its cache; NULL: none yet */
     struct ds_rope_table rope;
     struct ds_mixture mixture;
 };
@@ -63,8 +69,23 @@ static inline struct ds_cpu *ds_cpu(struct ds_backend *backend)
     return (struct ds_cpu *) backend;
 }
 
+static inline float *ds_slice_at(const struct ds_slice *slice, uint32_t row, uint32_t head)
+{
+    return slice->buffer->data + (size_t) row * slice->row_stride +
+           (size_t) head * slice->head_stride + slice->first;
+}
+
 /* Head `head` of physical block `block`. */
 void *ds_kv_head(const struct ds_kv *kv, uint32_t layer, uint32_t block, uint32_t head);
+
+/* The index keys [index_dim][32] of physical block `block`. */
+void *ds_kv_index(const struct ds_kv *kv, uint32_t layer, uint32_t block);
+
+/* One position's keys as they are stored: from slot from_slot of a block of from to slot to_slot of
+ * a block of layer 0 of to. Both are shared, and alike but for their size. */
+void ds_kv_copy_slot(const struct ds_kv *to, uint32_t to_block, uint32_t to_slot,
+                     const struct ds_kv *from, uint32_t layer, uint32_t from_block,
+                     uint32_t from_slot);
 
 /* The physical block that holds the row's sequence's logical block. */
 static inline uint32_t ds_kv_block(const struct ds_batch *batch, uint32_t row, uint32_t logical)
@@ -112,6 +133,27 @@ int ds_cpu_gather(struct ds_backend *backend, struct ds_buffer *out, const struc
                   const uint32_t *rows, uint32_t n, uint32_t width);
 int ds_cpu_add_rows(struct ds_backend *backend, struct ds_buffer *out, const struct ds_buffer *in,
                     const uint32_t *rows, const float *scales, uint32_t n, uint32_t width);
+int ds_cpu_copy(struct ds_backend *backend, const struct ds_slice *out, const struct ds_slice *in,
+                uint32_t n, uint32_t n_heads, uint32_t width);
+int ds_cpu_matmul_heads(struct ds_backend *backend, const struct ds_slice *out,
+                        const struct ds_weight *stack, const struct ds_slice *in, uint32_t n,
+                        uint32_t n_heads);
+int ds_cpu_kv_read(struct ds_backend *backend, struct ds_buffer *out, const struct ds_kv *kv,
+                   uint32_t layer, const struct ds_batch *batch);
+
+int ds_cpu_layer_norm(struct ds_backend *backend, struct ds_buffer *out, const struct ds_buffer *in,
+                      const struct ds_buffer *gamma, const struct ds_buffer *beta, uint32_t n,
+                      uint32_t width, float epsilon);
+int ds_cpu_index_write(struct ds_backend *backend, struct ds_kv *kv, uint32_t layer,
+                       const struct ds_buffer *k, const struct ds_batch *batch);
+int ds_cpu_index_choose(struct ds_backend *backend, struct ds_buffer *chosen,
+                        const struct ds_buffer *q, const struct ds_buffer *weights,
+                        const struct ds_kv *kv, uint32_t layer, const struct ds_batch *batch,
+                        uint32_t n_heads, uint32_t top_k);
+int ds_cpu_attention_chosen(struct ds_backend *backend, struct ds_buffer *out,
+                            const struct ds_buffer *q, const struct ds_kv *kv, uint32_t layer,
+                            const struct ds_batch *batch, uint32_t n_heads, float scale,
+                            const struct ds_buffer *chosen, uint32_t top_k);
 
 int ds_cpu_limits(struct ds_backend *backend, struct ds_limits *ret_limits);
 

@@ -17,6 +17,8 @@ int32_t ds_act_wide_limit(const int32_t *magnitudes, size_t stride, uint32_t n_u
 #define DS_FLOAT_KERNELS(set)                                                                      \
     void ds_quantise_##set(struct ds_act *act, uint32_t row, const float *x);                      \
     void ds_gemm_float_##set(const struct ds_gemm_float *gemm);                                    \
+    void ds_index_scores_##set(float *out, const float *keys, uint32_t dim, const float *q,        \
+                               const float *weights, uint32_t n_heads);                            \
     void ds_rms_norm_##set(float *out, const float *in, const float *gamma, uint32_t width,        \
                            float epsilon);                                                         \
     void ds_silu_mul_##set(float *out, const float *gate, const float *up, uint32_t width);        \

@@ -175,6 +175,46 @@ void FLOAT_NAME(gemm_float)(const struct ds_gemm_float *gemm)
     }
 }
 
+/* --- which positions --- */
+
+/* sum[2] += weights[i] max(0, q_i . key) of n heads, q at q + i * dim */
+always_inline void index_heads(v16 sum[2], const float *keys, uint32_t dim, const float *q,
+                               const float *weights, unsigned n)
+{
+    v16 s[FLOAT_ROWS][2], zero = v16_set1(0);
+
+    for (unsigned i = 0; i < n; i++)
+        s[i][0] = s[i][1] = zero;
+    for (uint32_t d = 0; d < dim; d++) {
+        v16 a = v16_load(keys + (size_t) d * DS_KV_BLOCK);
+        v16 b = v16_load(keys + (size_t) d * DS_KV_BLOCK + 16);
+
+        for (unsigned i = 0; i < n; i++) {
+            v16 x = v16_set1(q[(size_t) i * dim + d]);
+
+            s[i][0] = v16_fma(a, x, s[i][0]);
+            s[i][1] = v16_fma(b, x, s[i][1]);
+        }
+    }
+    for (unsigned i = 0; i < n; i++)
+        for (unsigned j = 0; j < 2; j++)
+            sum[j] = v16_fma(v16_max(s[i][j], zero), v16_set1(weights[i]), sum[j]);
+}
+
+void FLOAT_NAME(index_scores)(float *out, const float *keys, uint32_t dim, const float *q,
+                              const float *weights, uint32_t n_heads)
+{
+    v16 sum[2] = { v16_set1(0), v16_set1(0) };
+    uint32_t i = 0;
+
+    for (; i + FLOAT_ROWS <= n_heads; i += FLOAT_ROWS)
+        index_heads(sum, keys, dim, q + (size_t) i * dim, weights + i, FLOAT_ROWS);
+    for (; i < n_heads; i++)
+        index_heads(sum, keys, dim, q + (size_t) i * dim, weights + i, 1);
+    v16_store(out, sum[0]);
+    v16_store(out + 16, sum[1]);
+}
+
 /* --- one row --- */
 
 void FLOAT_NAME(rms_norm)(float *out, const float *in, const float *gamma, uint32_t width,

@@ -176,6 +176,10 @@ struct ds_kernels {
                   uint32_t value_stride);
     void (*conclude)(float *out, const float *state, uint32_t value_dim); /* divides */
     void (*widen_f16)(float *out, const uint16_t *in, size_t n);          /* n a multiple of 16 */
+    /* out[32] = sum over heads of weights[h] max(0, q[h] . key), for each of the 32 keys
+     * [dim][32]; q [n_heads][dim]. fma chains over dim, then over heads. */
+    void (*index_scores)(float *out, const float *keys, uint32_t dim, const float *q,
+                         const float *weights, uint32_t n_heads);
 
     /* One row each; see backend.h. */
     void (*rms_norm)(float *out, const float *in, const float *gamma, uint32_t width,

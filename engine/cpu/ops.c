@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The operations that take rows one by one. */
+#include <math.h>
+
 #include "engine/cpu/cpu.h"
 
 /* Rows a thread takes at a time, so that it has about this many floats to work on. */
@@ -74,6 +76,41 @@ int ds_cpu_rms_norm(struct ds_backend *backend, struct ds_buffer *out, const str
     return 0;
 }
 
+struct layer_norm {
+    float *out;
+    const float *in, *gamma, *beta;
+    uint32_t width;
+    float epsilon;
+};
+
+static void layer_norm_row(void *arg, uint32_t row, unsigned thread)
+{
+    const struct layer_norm *norm = arg;
+    const float *in = norm->in + (size_t) row * norm->width;
+    float *out = norm->out + (size_t) row * norm->width;
+    double mean = 0, squares = 0, scale;
+
+    (void) thread;
+    for (uint32_t i = 0; i < norm->width; i++)
+        mean += (double) in[i];
+    mean /= norm->width;
+    for (uint32_t i = 0; i < norm->width; i++)
+        squares += ((double) in[i] - mean) * ((double) in[i] - mean);
+    scale = 1.0 / sqrt(squares / norm->width + (double) norm->epsilon);
+    for (uint32_t i = 0; i < norm->width; i++)
+        out[i] = (float) (((double) in[i] - mean) * scale) * norm->gamma[i] + norm->beta[i];
+}
+
+int ds_cpu_layer_norm(struct ds_backend *backend, struct ds_buffer *out, const struct ds_buffer *in,
+                      const struct ds_buffer *gamma, const struct ds_buffer *beta, uint32_t n,
+                      uint32_t width, float epsilon)
+{
+    struct layer_norm norm = { out->data, in->data, gamma->data, beta->data, width, epsilon };
+
+    ds_pool_run(ds_cpu(backend)->pool, layer_norm_row, &norm, n, width ? GRAIN_FLOATS / width : 0);
+    return 0;
+}
+
 static void silu_mul_row(void *arg, uint32_t row, unsigned thread)
 {
     const struct rows *rows = arg;
@@ -131,5 +168,30 @@ int ds_cpu_add_rows(struct ds_backend *backend, struct ds_buffer *out, const str
                          .width = width };
 
     run_rows(&work, add_row);
+    return 0;
+}
+
+struct copy {
+    struct ds_slice out, in;
+    uint32_t n_heads, width;
+};
+
+static void copy_row(void *arg, uint32_t row, unsigned thread)
+{
+    const struct copy *copy = arg;
+
+    (void) thread;
+    for (uint32_t head = 0; head < copy->n_heads; head++)
+        memcpy(ds_slice_at(&copy->out, row, head), ds_slice_at(&copy->in, row, head),
+               copy->width * sizeof(float));
+}
+
+int ds_cpu_copy(struct ds_backend *backend, const struct ds_slice *out, const struct ds_slice *in,
+                uint32_t n, uint32_t n_heads, uint32_t width)
+{
+    struct copy copy = { *out, *in, n_heads, width };
+    uint32_t floats = n_heads * width;
+
+    ds_pool_run(ds_cpu(backend)->pool, copy_row, &copy, n, floats ? GRAIN_FLOATS / floats : 0);
     return 0;
 }

@@ -79,7 +79,7 @@ static void rotate_row(void *arg, uint32_t row, unsigned thread)
     const struct rotate *rotate = arg;
     uint32_t n_pairs = rotate->table->n_pairs;
     const float *cosines = (const float *) rotate->table->cos_sin.data + (size_t) row * 2 * n_pairs;
-    float *x = rotate->x + (size_t) row * rotate->n_heads * rotate->head_dim;
+    float *x = rotate->x + (size_t) row * rotate->n_heads * rotate->head_dim + rotate->rope->first;
 
     (void) thread;
     for (uint32_t head = 0; head < rotate->n_heads; head++, x += rotate->head_dim) {
@@ -97,7 +97,7 @@ int ds_cpu_rope(struct ds_backend *backend, struct ds_buffer *x, const struct ds
     struct rotate rotate = { &cpu->rope, rope, x->data, n_heads, head_dim };
     int r;
 
-    if (rope->n_dims > head_dim || rope->n_dims % 2)
+    if (rope->first > head_dim || rope->n_dims > head_dim - rope->first || rope->n_dims % 2)
         return -EINVAL;
     if (n == 0 || rope->n_dims == 0)
         return 0;

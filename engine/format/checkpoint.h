@@ -18,6 +18,8 @@
 
 #define DS_EXPERTS_MAX      1024u /* of one layer */
 #define DS_EXPERTS_USED_MAX 64u   /* of those, for one row */
+#define DS_INDEX_HEADS_MAX  1024u /* of an indexer */
+#define DS_INDEX_DIM_MAX    1024u
 
 struct ds_checkpoint; /* opaque parts in checkpoint.c; the public description: */
 
@@ -61,7 +63,14 @@ struct ds_tensor {
     uint64_t size_bytes;
 };
 
-enum ds_architecture { DS_ARCH_LLAMA, DS_ARCH_QWEN2, DS_ARCH_QWEN3, DS_ARCH_QWEN3MOE };
+enum ds_architecture {
+    DS_ARCH_LLAMA,
+    DS_ARCH_QWEN2,
+    DS_ARCH_QWEN3,
+    DS_ARCH_QWEN3MOE,
+    DS_ARCH_DEEPSEEK2, /* V2, V3, R1 */
+    DS_ARCH_DEEPSEEK32
+};
 /* How a mixture of experts turns its router's logits into scores. */
 enum ds_gating {
     DS_GATING_SOFTMAX,        /* over all experts */
@@ -93,6 +102,7 @@ struct ds_hyper {
     uint32_t rope_original_context;
     float rope_beta_fast, rope_beta_slow; /* YaRN */
     float rope_attn_factor;
+    float rope_log_multiplier; /* DeepSeek's YaRN: scores times (1 + this ln factor)^2 */
     /* mixture of experts; n_experts 0: there is none, and none of the following */
     uint32_t n_experts;
     uint32_t n_experts_used;       /* for one row */
@@ -108,6 +118,12 @@ struct ds_hyper {
     enum ds_gating gating;
 
     uint32_t n_nextn; /* layers at the end, counted in n_layers, that predict further tokens */
+    /* latent attention; key_dim and value_dim are then those of a head before compression */
+    uint32_t kv_lora_rank; /* 0: there is none, and none of the following */
+    uint32_t q_lora_rank;  /* 0: queries are not compressed */
+    uint32_t index_heads;  /* of the indexer that chooses positions; 0: all are attended to */
+    uint32_t index_dim;
+    uint32_t index_top_k;
 };
 
 struct ds_bytes {

@@ -5,10 +5,9 @@ static const struct {
     const char *name;
     bool rope_neox;
 } architectures[] = {
-    [DS_ARCH_LLAMA] = { "llama", false },
-    [DS_ARCH_QWEN2] = { "qwen2", true },
-    [DS_ARCH_QWEN3] = { "qwen3", true },
-    [DS_ARCH_QWEN3MOE] = { "qwen3moe", true },
+    [DS_ARCH_LLAMA] = { "llama", false },         [DS_ARCH_QWEN2] = { "qwen2", true },
+    [DS_ARCH_QWEN3] = { "qwen3", true },          [DS_ARCH_QWEN3MOE] = { "qwen3moe", true },
+    [DS_ARCH_DEEPSEEK2] = { "deepseek2", false }, [DS_ARCH_DEEPSEEK32] = { "deepseek32", false },
 };
 
 /* Keys that carry the architecture's name: "llama.block_count". */
@@ -98,7 +97,7 @@ static int choose_architecture(struct ds_checkpoint *checkpoint, struct ds_error
         return 0;
     return ds_error_set(error, -ENOTSUP,
                         "%s: architecture '%s' is not supported: this build runs llama, qwen2, "
-                        "qwen3 and qwen3moe models",
+                        "qwen3, qwen3moe and deepseek2 models",
                         checkpoint->files[0].label, checkpoint->architecture);
 }
 
@@ -205,6 +204,35 @@ static int read_rope(struct prefixed *keys, struct ds_hyper *hyper)
     return r;
 }
 
+/* Keys and values that share a low rank. Files made before the split of kv_b give a head's sizes as
+ * key_length and value_length; later ones give those of the cached vector there. */
+static int read_latent(struct prefixed *keys, struct ds_hyper *hyper)
+{
+    bool indexed = hyper->architecture == DS_ARCH_DEEPSEEK32;
+    int r;
+
+    if (hyper->architecture != DS_ARCH_DEEPSEEK2 && !indexed)
+        return 0;
+    hyper->n_kv_heads = 1;
+    r = get_u32(keys, "attention.kv_lora_rank", true, &hyper->kv_lora_rank);
+    if (r == 0)
+        r = get_u32(keys, "attention.q_lora_rank", indexed, &hyper->q_lora_rank);
+    if (r == 0)
+        r = get_u32(keys, "attention.key_length_mla", false, &hyper->key_dim);
+    if (r == 0)
+        r = get_u32(keys, "attention.value_length_mla", false, &hyper->value_dim);
+    if (r == 0)
+        r = get_f32(keys, "rope.scaling.yarn_log_multiplier", false, &hyper->rope_log_multiplier);
+    if (r < 0 || !indexed)
+        return r;
+    r = get_u32(keys, "attention.indexer.head_count", true, &hyper->index_heads);
+    if (r == 0)
+        r = get_u32(keys, "attention.indexer.key_length", true, &hyper->index_dim);
+    if (r == 0)
+        r = get_u32(keys, "attention.indexer.top_k", true, &hyper->index_top_k);
+    return r;
+}
+
 int ds_checkpoint_read_hyper(struct ds_checkpoint *checkpoint, struct ds_error *error)
 {
     struct prefixed keys = { .reader = { &checkpoint->files[0], error },
@@ -219,6 +247,8 @@ int ds_checkpoint_read_hyper(struct ds_checkpoint *checkpoint, struct ds_error *
     keys.architecture = checkpoint->architecture;
     r = read_sizes(&keys, &checkpoint->hyper);
     if (r == 0)
+        r = read_latent(&keys, &checkpoint->hyper);
+    if (r == 0)
         r = read_rope(&keys, &checkpoint->hyper);
     if (r == 0)
         r = ds_checkpoint_read_experts(checkpoint, error);
@@ -231,6 +261,52 @@ struct range {
     const char *what;
     uint32_t value, low, high;
 };
+
+static int check_range(const struct ds_checkpoint *checkpoint, const struct range *ranges,
+                       unsigned n_ranges, struct ds_error *error)
+{
+    for (unsigned i = 0; i < n_ranges; i++)
+        if (ranges[i].value < ranges[i].low || ranges[i].value > ranges[i].high)
+            return ds_error_set(error, -EINVAL,
+                                "%s: key '%s.%s' is %u, possible is %u to %u: "
+                                "convert the model again",
+                                checkpoint->files[0].label, checkpoint->architecture,
+                                ranges[i].what, ranges[i].value, ranges[i].low, ranges[i].high);
+    return 0;
+}
+
+/* Of latent attention; the general ranges hold already. */
+static int check_latent(const struct ds_checkpoint *checkpoint, struct ds_error *error)
+{
+    const struct ds_hyper *h = &checkpoint->hyper;
+    const uint32_t widest = DS_WIDTH_MAX / h->n_heads;
+    const struct range ranges[] = {
+        { "rope.dimension_count", h->rope_dims, 2, h->key_dim - 1 },
+        { "attention.kv_lora_rank", h->kv_lora_rank, 1, widest },
+        { "attention.q_lora_rank", h->q_lora_rank, 0, DS_WIDTH_MAX },
+    };
+    const struct range indexer[] = {
+        { "attention.q_lora_rank", h->q_lora_rank, 1, DS_WIDTH_MAX },
+        { "attention.indexer.head_count", h->index_heads, 1, DS_INDEX_HEADS_MAX },
+        { "attention.indexer.key_length", h->index_dim, h->rope_dims, DS_INDEX_DIM_MAX },
+        { "attention.indexer.top_k", h->index_top_k, 1, DS_CONTEXT_MAX },
+    };
+    int r;
+
+    if (h->kv_lora_rank == 0 && h->architecture != DS_ARCH_DEEPSEEK2 &&
+        h->architecture != DS_ARCH_DEEPSEEK32)
+        return 0;
+    r = check_range(checkpoint, ranges, sizeof ranges / sizeof ranges[0], error);
+    if (r == 0 && h->architecture == DS_ARCH_DEEPSEEK32)
+        r = check_range(checkpoint, indexer, sizeof indexer / sizeof indexer[0], error);
+    if (r == 0 && !(h->rope_log_multiplier >= 0.0f && h->rope_log_multiplier <= 1.0f))
+        r = ds_error_set(error, -EINVAL,
+                         "%s: key '%s.rope.scaling.yarn_log_multiplier' is %g, possible is 0 to 1: "
+                         "convert the model again",
+                         checkpoint->files[0].label, checkpoint->architecture,
+                         (double) h->rope_log_multiplier);
+    return r;
+}
 
 static int check_ranges(const struct ds_checkpoint *checkpoint, struct ds_error *error)
 {
@@ -248,14 +324,7 @@ static int check_ranges(const struct ds_checkpoint *checkpoint, struct ds_error 
         { "rope.scaling.original_context_length", h->rope_original_context, 1, DS_CONTEXT_MAX },
     };
 
-    for (unsigned i = 0; i < sizeof ranges / sizeof ranges[0]; i++)
-        if (ranges[i].value < ranges[i].low || ranges[i].value > ranges[i].high)
-            return ds_error_set(error, -EINVAL,
-                                "%s: key '%s.%s' is %u, possible is %u to %u: "
-                                "convert the model again",
-                                checkpoint->files[0].label, checkpoint->architecture,
-                                ranges[i].what, ranges[i].value, ranges[i].low, ranges[i].high);
-    return 0;
+    return check_range(checkpoint, ranges, sizeof ranges / sizeof ranges[0], error);
 }
 
 static int contradiction(const struct ds_checkpoint *checkpoint, struct ds_error *error,
@@ -273,6 +342,8 @@ int ds_checkpoint_check_hyper(const struct ds_checkpoint *checkpoint, struct ds_
     if (h->n_heads == 0)
         return contradiction(checkpoint, error, "its keys give the attention no heads");
     r = check_ranges(checkpoint, error);
+    if (r == 0)
+        r = check_latent(checkpoint, error);
     if (r < 0)
         return r;
     if (h->n_heads % h->n_kv_heads != 0)

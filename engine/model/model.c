@@ -3,6 +3,7 @@
 
 #include <assert.h>
 
+#include "engine/model/deepseek.h"
 #include "engine/model/llama.h"
 
 struct ds_model {
@@ -13,12 +14,14 @@ struct ds_model {
     struct ds_model_cost cost;
     enum ds_kv_type kv_type;
     struct ds_adapters *adapters;
-    struct ds_llama *llama; /* the one family today */
+    struct ds_llama *llama; /* one of these */
+    struct ds_deepseek *deepseek;
 };
 
-int ds_model_load(struct ds_model **ret_model, struct ds_backend *backend,
-                  const struct ds_checkpoint *checkpoint, uint32_t batch_max, uint32_t outputs_max,
-                  int (*progress)(void *arg, double fraction), void *arg, struct ds_error *error)
+static int load(struct ds_model **ret_model, struct ds_backend *backend,
+                const struct ds_checkpoint *checkpoint, uint32_t batch_max, uint32_t outputs_max,
+                bool naive, int (*progress)(void *arg, double fraction), void *arg,
+                struct ds_error *error)
 {
     struct ds_weight_loader loader = { .backend = backend,
                                        .checkpoint = checkpoint,
@@ -42,7 +45,11 @@ int ds_model_load(struct ds_model **ret_model, struct ds_backend *backend,
         return ds_error_set(error, r, "%s: no memory", ds_checkpoint_name(checkpoint));
     }
     loader.adapters = model->adapters;
-    r = ds_llama_load(&model->llama, &loader, batch_max, outputs_max, progress, arg);
+    if (model->hyper.kv_lora_rank)
+        r = ds_deepseek_load(&model->deepseek, &loader, batch_max, outputs_max, naive, progress,
+                             arg);
+    else
+        r = ds_llama_load(&model->llama, &loader, batch_max, outputs_max, progress, arg);
     if (r < 0) {
         (void) ds_model_free(model);
         return r;
@@ -54,11 +61,27 @@ int ds_model_load(struct ds_model **ret_model, struct ds_backend *backend,
     return 0;
 }
 
+int ds_model_load(struct ds_model **ret_model, struct ds_backend *backend,
+                  const struct ds_checkpoint *checkpoint, uint32_t batch_max, uint32_t outputs_max,
+                  int (*progress)(void *arg, double fraction), void *arg, struct ds_error *error)
+{
+    return load(ret_model, backend, checkpoint, batch_max, outputs_max, false, progress, arg,
+                error);
+}
+
+int ds_model_load_naive(struct ds_model **ret_model, struct ds_backend *backend,
+                        const struct ds_checkpoint *checkpoint, uint32_t batch_max,
+                        uint32_t outputs_max, struct ds_error *error)
+{
+    return load(ret_model, backend, checkpoint, batch_max, outputs_max, true, NULL, NULL, error);
+}
+
 struct ds_model *ds_model_free(struct ds_model *model)
 {
     if (!model)
         return NULL;
     (void) ds_llama_free(model->llama);
+    (void) ds_deepseek_free(model->deepseek);
     (void) ds_adapters_free(model->adapters);
     free(model);
     return NULL;
@@ -71,6 +94,8 @@ void ds_model_kv_geometry(const struct ds_model *model, struct ds_kv_geometry *r
                                              .key_dim = model->hyper.key_dim,
                                              .value_dim = model->hyper.value_dim,
                                              .type = model->kv_type };
+    if (model->deepseek)
+        ds_deepseek_kv_geometry(model->deepseek, ret_geometry);
 }
 
 uint64_t ds_model_weight_bytes(const struct ds_model *model)
@@ -104,5 +129,26 @@ int ds_model_forward(struct ds_model *model, struct ds_kv *kv, const struct ds_b
     assert(batch->n_tokens > 0 && batch->n_tokens <= model->batch_max);
     assert(batch->n_outputs <= model->outputs_max);
     ds_adapters_begin(model->adapters, batch);
-    return ds_llama_forward(model->llama, kv, batch, logits);
+    return model->deepseek ? ds_deepseek_forward(model->deepseek, kv, batch, logits)
+                           : ds_llama_forward(model->llama, kv, batch, logits);
+}
+
+uint32_t ds_model_width(const struct ds_model *model)
+{
+    return model->hyper.width;
+}
+
+bool ds_model_has_mtp(const struct ds_model *model)
+{
+    return model->deepseek && ds_deepseek_has_mtp(model->deepseek);
+}
+
+int ds_model_mtp(struct ds_model *model, struct ds_kv *kv, const struct ds_batch *batch,
+                 const float *hidden, float *logits, float *hidden_out)
+{
+    assert(ds_model_has_mtp(model));
+    assert(batch->n_tokens > 0 && batch->n_tokens <= model->batch_max);
+    assert(batch->n_outputs <= model->outputs_max);
+    ds_adapters_begin(model->adapters, batch);
+    return ds_deepseek_mtp(model->deepseek, kv, batch, hidden, logits, hidden_out);
 }

@@ -45,7 +45,17 @@ float ds_rope_frequencies(const struct ds_hyper *hyper, const float *factors,
         }
         ret_frequencies[i] = (float) frequency;
     }
-    if (hyper->rope_scaling == DS_ROPE_YARN && scale > 1.0)
+    /* DeepSeek sharpens the scores instead: ds_rope_score_scale(). */
+    if (hyper->rope_scaling == DS_ROPE_YARN && scale > 1.0 && hyper->kv_lora_rank == 0)
         magnitude *= 1.0 + 0.1 * log(scale);
     return (float) magnitude;
+}
+
+float ds_rope_score_scale(const struct ds_hyper *hyper)
+{
+    double factor = (double) hyper->rope_factor, sharper = 1.0;
+
+    if (hyper->rope_scaling == DS_ROPE_YARN && factor > 1.0)
+        sharper += (double) hyper->rope_log_multiplier * log(factor);
+    return (float) (sharper * sharper / sqrt((double) hyper->key_dim));
 }

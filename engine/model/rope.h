@@ -14,3 +14,7 @@
  * multiplied by. */
 float ds_rope_frequencies(const struct ds_hyper *hyper, const float *factors,
                           float *ret_frequencies);
+
+/* What query times key is multiplied by: key_dim^-1/2, and in DeepSeek's form of YaRN the square of
+ * 1 + rope_log_multiplier ln(rope_factor). */
+float ds_rope_score_scale(const struct ds_hyper *hyper);

@@ -12,14 +12,24 @@
 void ds_runner_init(struct ds_runner *runner, struct ds_backend *backend, int fd, uint32_t context,
                     uint32_t batch_max)
 {
+    ds_runner_init_form(runner, backend, fd, context, batch_max, false);
+}
+
+void ds_runner_init_form(struct ds_runner *runner, struct ds_backend *backend, int fd,
+                         uint32_t context, uint32_t batch_max, bool naive)
+{
     struct ds_kv_geometry geometry;
     struct ds_error error = { "" };
     uint32_t n_blocks = (context + DS_KV_BLOCK - 1) / DS_KV_BLOCK;
 
     *runner = (struct ds_runner){ .backend = backend, .context = context, .batch_max = batch_max };
-    if (ds_checkpoint_open(&runner->checkpoint, &fd, 1, "model", false, &error) != 0 ||
-        ds_model_load(&runner->model, backend, runner->checkpoint, batch_max, batch_max, NULL, NULL,
-                      &error) != 0)
+    int r = ds_checkpoint_open(&runner->checkpoint, &fd, 1, "model", false, &error);
+    if (r == 0)
+        r = naive ? ds_model_load_naive(&runner->model, backend, runner->checkpoint, batch_max,
+                                        batch_max, &error)
+                  : ds_model_load(&runner->model, backend, runner->checkpoint, batch_max, batch_max,
+                                  NULL, NULL, &error);
+    if (r < 0)
         fail_msg("%s", error.text);
     runner->n_vocab = ds_model_n_vocab(runner->model);
     ds_model_kv_geometry(runner->model, &geometry);

@@ -25,6 +25,9 @@ struct ds_runner {
 /* Opens the model behind fd (which stays the caller's), with room for context positions. */
 void ds_runner_init(struct ds_runner *runner, struct ds_backend *backend, int fd, uint32_t context,
                     uint32_t batch_max);
+/* naive: latent attention in its naive form. */
+void ds_runner_init_form(struct ds_runner *runner, struct ds_backend *backend, int fd,
+                         uint32_t context, uint32_t batch_max, bool naive);
 void ds_runner_deinit(struct ds_runner *runner);
 
 /* Forgets the sequence. */

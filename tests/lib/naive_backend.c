@@ -19,6 +19,7 @@ struct ds_weight {
 struct ds_kv {
     struct ds_kv_geometry geometry;
     float *keys;   /* [layer][block][DS_KV_BLOCK][head][key_dim] */
+    float *index;  /* [layer][block][DS_KV_BLOCK][index_dim] */
     float *values; /* [layer][block][DS_KV_BLOCK][head][value_dim]; not used where shared */
 };
 
@@ -106,6 +107,11 @@ static size_t value_floats(const struct ds_kv_geometry *g)
     return g->shared ? 0 : kv_floats(g, g->value_dim);
 }
 
+static size_t index_floats(const struct ds_kv_geometry *g)
+{
+    return (size_t) g->n_layers * g->n_blocks * DS_KV_BLOCK * g->index_dim;
+}
+
 static void kv_free(struct ds_backend *backend, struct ds_kv *kv)
 {
     (void) backend;
@@ -113,6 +119,7 @@ static void kv_free(struct ds_backend *backend, struct ds_kv *kv)
         return;
     free(kv->keys);
     free(kv->values);
+    free(kv->index);
     free(kv);
 }
 
@@ -126,7 +133,8 @@ static int kv_new(struct ds_backend *backend, const struct ds_kv_geometry *geome
     kv->geometry = *geometry;
     kv->keys = malloc(kv_floats(geometry, geometry->key_dim) * sizeof *kv->keys);
     kv->values = malloc((value_floats(geometry) + 1) * sizeof *kv->values);
-    if (!kv->keys || !kv->values) {
+    kv->index = malloc((index_floats(geometry) + 1) * sizeof *kv->index);
+    if (!kv->keys || !kv->values || !kv->index) {
         kv_free(backend, kv);
         return -ENOMEM;
     }
@@ -135,13 +143,17 @@ static int kv_new(struct ds_backend *backend, const struct ds_kv_geometry *geome
         kv->keys[i] = NAN;
     for (size_t i = 0; i < value_floats(geometry); i++)
         kv->values[i] = NAN;
+    for (size_t i = 0; i < index_floats(geometry); i++)
+        kv->index[i] = NAN;
     *ret_kv = kv;
     return 0;
 }
 
 static size_t kv_bytes(const struct ds_kv_geometry *geometry)
 {
-    return (kv_floats(geometry, geometry->key_dim) + value_floats(geometry)) * sizeof(float);
+    return (kv_floats(geometry, geometry->key_dim) + value_floats(geometry) +
+            index_floats(geometry)) *
+           sizeof(float);
 }
 
 /* --- operations --- */
@@ -207,7 +219,7 @@ static int rope_op(struct ds_backend *backend, struct ds_buffer *x, const struct
 
     (void) backend;
     for (uint32_t row = 0; row < n * n_heads; row++) {
-        float *head = x->data + (size_t) row * head_dim;
+        float *head = x->data + (size_t) row * head_dim + rope->first;
 
         for (uint32_t i = 0; i < half; i++) {
             float *a = &head[rope->neox ? i : 2 * i], *b = &head[rope->neox ? i + half : 2 * i + 1];
@@ -486,6 +498,199 @@ static int add_rows(struct ds_backend *backend, struct ds_buffer *out, const str
     return 0;
 }
 
+static float *slice_at(const struct ds_slice *slice, uint32_t row, uint32_t head, size_t width)
+{
+    size_t at = (size_t) row * slice->row_stride + (size_t) head * slice->head_stride;
+
+    assert(at + slice->first + width <= slice->buffer->n);
+    return slice->buffer->data + at + slice->first;
+}
+
+static int copy(struct ds_backend *backend, const struct ds_slice *out, const struct ds_slice *in,
+                uint32_t n, uint32_t n_heads, uint32_t width)
+{
+    (void) backend;
+    for (uint32_t row = 0; row < n; row++)
+        for (uint32_t head = 0; head < n_heads; head++)
+            memcpy(slice_at(out, row, head, width), slice_at(in, row, head, width),
+                   width * sizeof(float));
+    return 0;
+}
+
+static int matmul_heads(struct ds_backend *backend, const struct ds_slice *out,
+                        const struct ds_weight *stack, const struct ds_slice *in, uint32_t n,
+                        uint32_t n_heads)
+{
+    (void) backend;
+    assert(stack->n_matrices == n_heads);
+    for (uint32_t row = 0; row < n; row++)
+        for (uint32_t head = 0; head < n_heads; head++) {
+            size_t width = stack->n;
+            const float *x = slice_at(in, row, head, stack->k);
+            const float *w = stack->data + head * width * stack->k;
+            float *y = slice_at(out, row, head, width);
+
+            for (size_t j = 0; j < width; j++, w += stack->k) {
+                double sum = 0.0;
+
+                for (size_t k = 0; k < stack->k; k++)
+                    sum += (double) x[k] * (double) w[k];
+                y[j] = (float) sum;
+            }
+        }
+    return 0;
+}
+
+static int kv_read(struct ds_backend *backend, struct ds_buffer *out, const struct ds_kv *kv,
+                   uint32_t layer, const struct ds_batch *batch)
+{
+    size_t row = (size_t) kv->geometry.n_kv_heads * kv->geometry.key_dim;
+
+    (void) backend;
+    for (uint32_t i = 0; i < batch->n_tokens; i++)
+        memcpy(out->data + i * row,
+               kv->keys + kv_place(kv, layer, batch, batch->sequences[i], batch->positions[i]) *
+                              kv->geometry.key_dim,
+               row * sizeof(float));
+    return 0;
+}
+
+static int layer_norm(struct ds_backend *backend, struct ds_buffer *out, const struct ds_buffer *in,
+                      const struct ds_buffer *gamma, const struct ds_buffer *beta, uint32_t n,
+                      uint32_t width, float epsilon)
+{
+    (void) backend;
+    for (uint32_t i = 0; i < n; i++) {
+        const float *x = in->data + (size_t) i * width;
+        float *y = out->data + (size_t) i * width;
+        double mean = 0.0, variance = 0.0;
+
+        for (uint32_t j = 0; j < width; j++)
+            mean += (double) x[j] / width;
+        for (uint32_t j = 0; j < width; j++)
+            variance += pow((double) x[j] - mean, 2.0) / width;
+        for (uint32_t j = 0; j < width; j++)
+            y[j] = (float) (((double) x[j] - mean) / sqrt(variance + (double) epsilon) *
+                                (double) gamma->data[j] +
+                            (double) beta->data[j]);
+    }
+    return 0;
+}
+
+static float *index_key(const struct ds_kv *kv, uint32_t layer, const struct ds_batch *batch,
+                        uint32_t row, uint32_t position)
+{
+    size_t place = kv_place(kv, layer, batch, batch->sequences[row], position);
+
+    return kv->index + place / kv->geometry.n_kv_heads * kv->geometry.index_dim;
+}
+
+static int index_write(struct ds_backend *backend, struct ds_kv *kv, uint32_t layer,
+                       const struct ds_buffer *k, const struct ds_batch *batch)
+{
+    uint32_t dim = kv->geometry.index_dim;
+
+    (void) backend;
+    assert(dim > 0);
+    for (uint32_t i = 0; i < batch->n_tokens; i++)
+        memcpy(index_key(kv, layer, batch, i, batch->positions[i]), k->data + (size_t) i * dim,
+               dim * sizeof(float));
+    return 0;
+}
+
+/* Takes the best that is left, top_k times over; then sorts by position. */
+static int index_choose(struct ds_backend *backend, struct ds_buffer *chosen,
+                        const struct ds_buffer *q, const struct ds_buffer *weights,
+                        const struct ds_kv *kv, uint32_t layer, const struct ds_batch *batch,
+                        uint32_t n_heads, uint32_t top_k)
+{
+    uint32_t dim = kv->geometry.index_dim;
+
+    (void) backend;
+    for (uint32_t row = 0; row < batch->n_tokens; row++) {
+        uint32_t n = batch->positions[row] + 1, at = 0;
+        double *scores = calloc(n, sizeof *scores);
+        bool *taken = calloc(n, sizeof *taken);
+
+        assert(scores && taken);
+        for (uint32_t p = 0; p < n; p++) {
+            const float *key = index_key(kv, layer, batch, row, p);
+
+            for (uint32_t h = 0; h < n_heads; h++) {
+                const float *x = q->data + ((size_t) row * n_heads + h) * dim;
+                double dot = 0.0;
+
+                for (uint32_t i = 0; i < dim; i++)
+                    dot += (double) x[i] * (double) key[i];
+                scores[p] += (double) weights->data[row * n_heads + h] * fmax(dot, 0.0);
+            }
+        }
+        for (uint32_t i = 0; i < top_k && n > top_k; i++) {
+            uint32_t best = n;
+
+            for (uint32_t p = 0; p < n; p++)
+                if (!taken[p] && (best == n || scores[p] > scores[best]))
+                    best = p;
+            taken[best] = true;
+        }
+        for (uint32_t p = 0; p < n && n > top_k; p++)
+            if (taken[p])
+                memcpy(&chosen->data[(size_t) row * top_k + at++], &p, sizeof p);
+        free(scores);
+        free(taken);
+    }
+    return 0;
+}
+
+static int attention_chosen(struct ds_backend *backend, struct ds_buffer *out,
+                            const struct ds_buffer *q, const struct ds_kv *kv, uint32_t layer,
+                            const struct ds_batch *batch, uint32_t n_heads, float scale,
+                            const struct ds_buffer *chosen, uint32_t top_k)
+{
+    const struct ds_kv_geometry *g = &kv->geometry;
+
+    (void) backend;
+    for (uint32_t row = 0; row < batch->n_tokens; row++) {
+        uint32_t n = batch->positions[row] + 1, kept = n > top_k ? top_k : n;
+        double *weights = calloc(kept, sizeof *weights);
+
+        assert(weights);
+        for (uint32_t h = 0; h < n_heads; h++) {
+            size_t head = (size_t) row * n_heads + h;
+            float *o = out->data + head * g->value_dim;
+            double total = 0.0, largest = -INFINITY;
+
+            for (uint32_t pass = 0; pass < 3; pass++) {
+                for (uint32_t i = 0; i < g->value_dim && pass == 2; i++)
+                    o[i] = 0.0f;
+                for (uint32_t i = 0; i < kept; i++) {
+                    uint32_t p = i;
+                    const float *key;
+
+                    if (n > top_k)
+                        memcpy(&p, &chosen->data[(size_t) row * top_k + i], sizeof p);
+                    key = kv->keys + (kv_place(kv, layer, batch, batch->sequences[row], p) +
+                                      h / (n_heads / g->n_kv_heads)) *
+                                         g->key_dim;
+                    assert(g->shared);
+                    for (uint32_t d = 0; d < g->key_dim && pass == 0; d++)
+                        weights[i] += (double) q->data[head * g->key_dim + d] * (double) key[d] *
+                                      (double) scale;
+                    if (pass == 0)
+                        largest = fmax(largest, weights[i]);
+                    if (pass == 1)
+                        total += exp(weights[i] - largest);
+                    for (uint32_t d = 0; d < g->value_dim && pass == 2; d++)
+                        o[d] += (float) (exp(weights[i] - largest) / total * (double) key[d]);
+                }
+            }
+            memset(weights, 0, kept * sizeof *weights);
+        }
+        free(weights);
+    }
+    return 0;
+}
+
 static const char *describe(const struct ds_backend *backend)
 {
     (void) backend;
@@ -527,6 +732,13 @@ struct ds_backend *ds_naive_backend_new(void)
         .expert_ffn = expert_ffn,
         .gather = gather,
         .add_rows = add_rows,
+        .copy = copy,
+        .matmul_heads = matmul_heads,
+        .kv_read = kv_read,
+        .layer_norm = layer_norm,
+        .index_write = index_write,
+        .index_choose = index_choose,
+        .attention_chosen = attention_chosen,
         .describe = describe,
         .close = close_backend,
     };
