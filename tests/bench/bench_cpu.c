@@ -6,6 +6,8 @@
  *            / GB/s of plain reads over as many bytes
  *   gemm     512 rows times a matrix (prompts): 10^12 operations per second (2 per weight and row)
  *            / the kernels' instruction on registers; where there is none, the figure stands alone
+ *   experts  a layer's experts in the shape of DeepSeek-V2-Lite (6 of 64 for each row, chosen at
+ *            random, Q4_K and Q5_0) for 1, 8 and 128 rows: both figures, of the experts chosen
  *
  * Several matrices take turns, WORKING_SET bytes together, so that decoding reads from where the
  * weights of a real model would lie. Inputs have the outliers of a real residual stream. Every
@@ -116,6 +118,105 @@ static void bench_type(struct ds_backend *backend, uint32_t type, const struct d
     ds_case_matrix_deinit(&matrix);
 }
 
+/* --- experts --- */
+
+enum { EXPERTS = 64, EXPERTS_USED = 6, EXPERT_K = 2048, EXPERT_N = 1408, EXPERT_ROWS = 128 };
+
+struct layer {
+    struct ds_weight *weights[3];
+    struct ds_experts experts;
+    size_t expert_bytes; /* of one expert */
+};
+
+static struct layer make_layer(struct ds_backend *backend)
+{
+    static const uint32_t types[] = { DS_TYPE_Q4_K, DS_TYPE_Q4_K, DS_TYPE_Q5_0 };
+    struct ds_case_random random = { 64 };
+    struct layer layer = { .expert_bytes = 0 };
+
+    for (unsigned i = 0; i < 3; i++) {
+        struct ds_case_matrix matrix = ds_case_matrix(
+            &random, types[i], i < 2 ? EXPERT_K : EXPERT_N, i < 2 ? EXPERT_N : EXPERT_K);
+        struct ds_tensor same[EXPERTS]; /* in the file; each has panels of its own */
+
+        for (unsigned e = 0; e < EXPERTS; e++)
+            same[e] = matrix.tensor;
+        assert_int_equal(backend->weight_new_stack(backend, same, EXPERTS, &layer.weights[i]), 0);
+        layer.expert_bytes += backend->weight_bytes(layer.weights[i]) / EXPERTS;
+        ds_case_matrix_deinit(&matrix);
+    }
+    layer.experts = (struct ds_experts){ layer.weights[0], layer.weights[1], layer.weights[2] };
+    return layer;
+}
+
+/* Other experts for each row; returns how many different ones there are. */
+static unsigned choose(struct ds_case_random *random, float *chosen, uint32_t n)
+{
+    bool seen[EXPERTS] = { false };
+    unsigned n_seen = 0;
+
+    for (uint32_t row = 0; row < n; row++) {
+        uint32_t left = EXPERTS_USED;
+
+        for (uint32_t e = 0; e < EXPERTS && left; e++)
+            if (ds_case_below(random, EXPERTS - e) < left) {
+                *chosen++ = (float) e;
+                left--;
+                n_seen += !seen[e];
+                seen[e] = true;
+            }
+    }
+    return n_seen;
+}
+
+static void bench_experts(struct ds_backend *backend, const struct ds_limits *limits)
+{
+    static const uint32_t rows[] = { 1, 8, EXPERT_ROWS };
+    struct ds_case_random random = { 65 };
+    struct layer layer = make_layer(backend);
+    float *x = ds_case_rows(&random, EXPERT_ROWS, EXPERT_K, false);
+    float chosen[EXPERT_ROWS * EXPERTS_USED], shares[EXPERT_ROWS * EXPERTS_USED];
+    struct ds_buffer *in = ds_case_buffer(backend, x, (size_t) EXPERT_ROWS * EXPERT_K);
+    struct ds_buffer *out = ds_case_buffer(backend, NULL, (size_t) EXPERT_ROWS * EXPERT_K);
+    struct ds_buffer *who = ds_case_buffer(backend, NULL, EXPERT_ROWS * EXPERTS_USED);
+    struct ds_buffer *share;
+
+    for (unsigned i = 0; i < EXPERT_ROWS * EXPERTS_USED; i++)
+        shares[i] = 1.0f / EXPERTS_USED;
+    share = ds_case_buffer(backend, shares, EXPERT_ROWS * EXPERTS_USED);
+    for (unsigned i = 0; i < sizeof rows / sizeof *rows; i++) {
+        double read = 0, speed = 0, ops = 6.0 * EXPERT_K * EXPERT_N * EXPERTS_USED * rows[i];
+
+        for (unsigned j = 0; j < 4 * REPEATS; j++) {
+            double bytes = (double) layer.expert_bytes * choose(&random, chosen, rows[i]), seconds;
+            uint64_t start;
+
+            assert_int_equal(backend->write(backend, who, chosen, (size_t) rows[i] * EXPERTS_USED),
+                             0);
+            start = ds_now_nsec();
+            assert_int_equal(backend->expert_ffn(backend, out, in, &layer.experts, who, share,
+                                                 EXPERTS_USED, rows[i]),
+                             0);
+            seconds = seconds_since(start);
+            read = bytes / seconds > read ? bytes / seconds : read;
+            speed = ops / seconds > speed ? ops / seconds : speed;
+        }
+        printf("experts, %3u row%s %6.1f GB/s = %3.0f %% of reading   %6.3f Top/s", rows[i],
+               rows[i] == 1 ? " " : "s", read * 1e-9, read / limits->read_bytes * 100,
+               speed * 1e-12);
+        if (limits->int8_ops > 0)
+            printf(" = %3.0f %% of %s", speed / limits->int8_ops * 100, limits->int8_instruction);
+        printf("\n");
+    }
+    for (unsigned i = 0; i < 3; i++)
+        backend->weight_free(backend, layer.weights[i]);
+    backend->buffer_free(backend, in);
+    backend->buffer_free(backend, out);
+    backend->buffer_free(backend, who);
+    backend->buffer_free(backend, share);
+    free(x);
+}
+
 int main(int argc, char **argv)
 {
     const char *isa = argc > 1 && *argv[1] ? argv[1] : NULL;
@@ -134,6 +235,7 @@ int main(int argc, char **argv)
     for (const uint32_t *type = ds_case_types; *type != UINT32_MAX; type++)
         if (*type != DS_TYPE_F32)
             bench_type(backend, *type, &limits);
+    bench_experts(backend, &limits);
     backend->close(backend);
     return 0;
 }
