@@ -51,9 +51,11 @@ static struct ds_checkpoint *open_tiny(const struct ds_tiny_options *options)
 
 static void tiny_models_of_every_kind_open_with_their_parameters(void **state)
 {
-    static const uint32_t types[] = { DS_TYPE_F32,  DS_TYPE_F16,  DS_TYPE_BF16, DS_TYPE_Q4_0,
-                                      DS_TYPE_Q4_1, DS_TYPE_Q5_0, DS_TYPE_Q5_1, DS_TYPE_Q8_0,
-                                      DS_TYPE_Q4_K, DS_TYPE_Q5_K, DS_TYPE_Q6_K };
+    static const uint32_t types[] = { DS_TYPE_F32,   DS_TYPE_F16,  DS_TYPE_BF16, DS_TYPE_Q4_0,
+                                      DS_TYPE_Q4_1,  DS_TYPE_Q5_0, DS_TYPE_Q5_1, DS_TYPE_Q8_0,
+                                      DS_TYPE_Q4_K,  DS_TYPE_Q5_K, DS_TYPE_Q6_K, DS_TYPE_IQ4_NL,
+                                      DS_TYPE_MXFP4, DS_TYPE_Q2_K, DS_TYPE_Q3_K, DS_TYPE_IQ4_XS,
+                                      DS_TYPE_TQ1_0, DS_TYPE_TQ2_0 };
     static const char *const names[] = { "llama", "qwen2", "qwen3" };
 
     (void) state;
