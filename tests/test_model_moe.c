@@ -20,6 +20,7 @@
 #include "tests/lib/golden.h"
 #include "tests/lib/naive_backend.h"
 #include "tests/lib/serving.h"
+#include "tests/lib/tiny_vocab.h"
 
 enum { N_TOKENS = 61 };
 
@@ -222,6 +223,84 @@ static void the_golden_qwen3moe_is_met_in_one_piece_and_token_by_token(void **st
     (void) ds_golden_free(golden);
 }
 
+/* --- what files leave out --- */
+
+/* The hyper-parameters of a deepseek2 file that says of its experts what these say. */
+static struct ds_hyper deepseek_hyper(uint32_t n_experts, int gating, int n_groups)
+{
+    struct ds_tiny_options vocab = ds_tiny_options(DS_ARCH_QWEN3, DS_TYPE_F32);
+    struct ds_gguf_writer *writer = ds_gguf_writer_new();
+    const struct {
+        const char *key;
+        uint32_t value;
+    } keys[] = {
+        { "deepseek2.block_count", 2 },
+        { "deepseek2.context_length", 64 },
+        { "deepseek2.embedding_length", 16 },
+        { "deepseek2.feed_forward_length", 32 },
+        { "deepseek2.attention.head_count", 2 },
+        { "deepseek2.attention.key_length", 24 },
+        { "deepseek2.attention.value_length", 16 },
+        { "deepseek2.attention.kv_lora_rank", 16 },
+        { "deepseek2.rope.dimension_count", 8 },
+        { "deepseek2.expert_count", n_experts },
+        { "deepseek2.expert_used_count", 6 },
+        { "deepseek2.expert_feed_forward_length", 16 },
+        { "deepseek2.expert_shared_count", 2 },
+    };
+    uint64_t dims[] = { 16, vocab.n_vocab };
+    float *embedding = calloc(dims[0] * dims[1], sizeof *embedding);
+    struct ds_checkpoint *checkpoint = NULL;
+    struct ds_error error = { "" };
+    struct ds_hyper hyper;
+    int fd;
+
+    assert_non_null(embedding);
+    ds_gguf_writer_string(writer, "general.architecture", "deepseek2");
+    for (unsigned i = 0; i < sizeof keys / sizeof keys[0]; i++)
+        ds_gguf_writer_u32(writer, keys[i].key, keys[i].value);
+    ds_gguf_writer_f32(writer, "deepseek2.attention.layer_norm_rms_epsilon", 1e-6f);
+    if (gating >= 0)
+        ds_gguf_writer_u32(writer, "deepseek2.expert_gating_func", (uint32_t) gating);
+    if (n_groups >= 0)
+        ds_gguf_writer_u32(writer, "deepseek2.expert_group_count", (uint32_t) n_groups);
+    ds_tiny_vocab_write(writer, &vocab);
+    ds_gguf_writer_floats(writer, "token_embd.weight", DS_TYPE_F32, 2, dims, embedding);
+    fd = ds_gguf_writer_memfd(writer);
+    if (ds_checkpoint_open(&checkpoint, &fd, 1, "deepseek", false, &error) != 0)
+        fail_msg("%s", error.text);
+    hyper = *ds_checkpoint_hyper(checkpoint);
+    (void) ds_checkpoint_free(checkpoint);
+    (void) close(fd);
+    (void) ds_gguf_writer_free(writer);
+    free(embedding);
+    return hyper;
+}
+
+static void what_old_deepseek_files_leave_out_is_inferred(void **state)
+{
+    enum { SIGMOID_NUMBER = 2 };
+    struct ds_hyper v3 = deepseek_hyper(256, SIGMOID_NUMBER, -1);
+    struct ds_hyper v3_plain = deepseek_hyper(256, SIGMOID_NUMBER, 1);
+    struct ds_hyper v2 = deepseek_hyper(160, -1, -1), lite = deepseek_hyper(64, 0, -1);
+
+    (void) state;
+    assert_int_equal(v3.gating, DS_GATING_SIGMOID);
+    assert_int_equal(v3.n_expert_groups, 8);
+    assert_int_equal(v3.n_expert_groups_used, 4);
+    assert_true(v3.expert_groups_by_two);
+    assert_int_equal(v3.shared_ffn_width, 2 * 16);
+    assert_false(v3.expert_weights_norm);
+    assert_true(v3.expert_weights_scale == 1.0f);
+    assert_int_equal(v3_plain.n_expert_groups, 1); /* said is said */
+    assert_int_equal(v2.gating, DS_GATING_SOFTMAX);
+    assert_int_equal(v2.n_expert_groups, 8);
+    assert_int_equal(v2.n_expert_groups_used, 3);
+    assert_false(v2.expert_groups_by_two);
+    assert_int_equal(lite.gating, DS_GATING_SOFTMAX);
+    assert_int_equal(lite.n_expert_groups, 0);
+}
+
 /* --- files that contradict themselves --- */
 
 static int load(int fd, struct ds_error *error)
@@ -417,6 +496,7 @@ int main(void)
             shared_experts_and_layers_without_experts_are_as_the_naive_backend_has_them),
         cmocka_unit_test(jobs_at_once_yield_what_each_yields_alone),
         cmocka_unit_test(the_golden_qwen3moe_is_met_in_one_piece_and_token_by_token),
+        cmocka_unit_test(what_old_deepseek_files_leave_out_is_inferred),
         cmocka_unit_test(keys_that_contradict_each_other_are_refused),
         cmocka_unit_test(groups_must_fit),
         cmocka_unit_test(tensors_that_contradict_the_keys_are_refused),
