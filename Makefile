@@ -210,7 +210,7 @@ $(B)/tests/test_%: $(B)/tests/test_%.o $(testlib) $(daemon) $(client) $(engine) 
 	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(daemon_libs) $(engine_libs) $(test_libs) -lcmocka
 
 # Tests that start programs.
-$(filter $(B)/tests/test_daemon%,$(tests)): | $(B)/dsd $(B)/tests/e2e/fake_engine
+$(filter $(B)/tests/test_daemon%,$(tests)): | $(B)/dsd $(B)/dsd-engine $(B)/tests/e2e/fake_engine
 
 $(B)/tests/bench/%: $(B)/tests/bench/%.o $(testlib) $(client) $(engine) $(shm) $(proto)
 	$(say) LINK $@

@@ -90,8 +90,12 @@ struct ds_request {
     float repeat_penalty;
     uint64_t seed; /* not said: a random one */
     int ignore_eos;
-    uint32_t logprobs;      /* alternatives per token */
-    uint64_t deadline_nsec; /* CLOCK_MONOTONIC; 0: none */
+    uint32_t logprobs;        /* alternatives per token */
+    uint64_t deadline_nsec;   /* CLOCK_MONOTONIC; 0: none */
+    const char *lora;         /* LoRA adapter: one that is loaded (`dsctl lora load`, or a packed
+                                 LoraLoadRequest), or in the models directory; NULL: none */
+    uint64_t lora_attachment; /* or its files, of ds_attach(); 0: none */
+    float lora_scale;         /* DS_SET_LORA_SCALE; not said: 1; 0 is as without */
 };
 
 #define DS_SET_TEMPERATURE    (1u << 0)
@@ -100,6 +104,7 @@ struct ds_request {
 #define DS_SET_MIN_P          (1u << 3)
 #define DS_SET_REPEAT_PENALTY (1u << 4)
 #define DS_SET_SEED           (1u << 5)
+#define DS_SET_LORA_SCALE     (1u << 20)
 
 /* Submits; *ret_id names the request on this connection. -EAGAIN: as many are unfinished as dsd
  * grants one connection, take events first; -EMSGSIZE: larger than the arena; -EINVAL. While dsd is

@@ -33,6 +33,9 @@ static int check(struct ds *ds, const struct ds_request *request)
     if (!request->model == !request->attachment)
         return ds_error_set(&ds->error, -EINVAL,
                             "a request names a model or an attachment, and not both");
+    if (request->lora && request->lora_attachment)
+        return ds_error_set(&ds->error, -EINVAL,
+                            "a request names one adapter: lora or lora_attachment");
     if (request->n_turns > DS_MESSAGES_MAX)
         return ds_error_set(&ds->error, -EINVAL, "%zu chat turns are more than %u",
                             request->n_turns, DS_MESSAGES_MAX);
@@ -114,6 +117,17 @@ static int chat_init(struct chat *chat, const struct ds_request *request, Ds__Ch
     return 0;
 }
 
+static void fill_lora(const struct ds_request *request, Ds__LoraRef *lora)
+{
+    if (request->lora)
+        lora->name = (char *) request->lora;
+    lora->attachment = request->lora_attachment;
+    if (request->set & DS_SET_LORA_SCALE) {
+        lora->has_scale_case = DS__LORA_REF__HAS_SCALE_SCALE;
+        lora->scale = request->lora_scale;
+    }
+}
+
 int ds_client_pack(struct ds *ds, const struct ds_request *request, struct ds_client_buffer *buffer)
 {
     ds_cleanup(chat_deinit) struct chat turns = { 0 };
@@ -124,6 +138,7 @@ int ds_client_pack(struct ds *ds, const struct ds_request *request, struct ds_cl
     Ds__Sampling sampling = DS__SAMPLING__INIT;
     Ds__ChatMessages chat = DS__CHAT_MESSAGES__INIT;
     Ds__TokenIds tokens = DS__TOKEN_IDS__INIT;
+    Ds__LoraRef lora = DS__LORA_REF__INIT;
     Ds__Input input;
     int r;
 
@@ -164,6 +179,9 @@ int ds_client_pack(struct ds *ds, const struct ds_request *request, struct ds_cl
     generate.logprobs = request->logprobs;
     generate.want_logprobs = request->logprobs > 0;
     generate.deadline_nsec = request->deadline_nsec;
+    fill_lora(request, &lora);
+    if (request->lora || request->lora_attachment)
+        generate.lora = &lora;
     message.op_case = DS__REQUEST__OP_GENERATE;
     message.generate = &generate;
     return pack(ds, &message, buffer);

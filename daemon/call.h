@@ -24,6 +24,7 @@
 #include "proto/message.h"
 #include "shm/wire.h"
 
+struct ds_lora;
 struct ds_model_files;
 struct ds_resident;
 struct ds_server;
@@ -48,11 +49,14 @@ struct ds_call {
     struct ds_list link;        /* ds_server::calls, or ::kept once finished and delivered */
     struct ds_list in_session;  /* ds_session::calls */
     struct ds_list in_resident; /* ds_resident::calls */
+    struct ds_list in_lora;     /* ds_lora::calls */
     struct ds_list by_engine;   /* bucket of ds_server::by_engine, while RUNNING */
     struct ds_list by_key;      /* bucket of ds_server::by_key, where it has a key */
     struct ds_server *server;
     struct ds_session *session; /* NULL: nobody listens (any more, or for now) */
     struct ds_resident *resident;
+    struct ds_lora *lora; /* NULL: the model as it is */
+    float lora_scale;
     struct ds_user *user; /* charged for packed_size while not NULL */
     uint64_t id;          /* as `dsctl requests` prints it */
     uint64_t req_id;      /* the client's */

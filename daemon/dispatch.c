@@ -3,6 +3,7 @@
 
 #include "daemon/call.h"
 #include "daemon/log.h"
+#include "daemon/lora.h"
 #include "daemon/residency.h"
 #include "daemon/server.h"
 #include "daemon/session.h"
@@ -86,9 +87,33 @@ static const Ds__ModelRef *model_of(const Ds__Request *request)
         return request->score->model;
     case DS__REQUEST__OP_LIMITS:
         return request->limits->model;
+    case DS__REQUEST__OP_LORA_LOAD:
+        return request->lora_load->model;
     default:
         return NULL;
     }
+}
+
+/* The adapter that the request names. Error.Code, or 0. */
+static int choose_lora(struct ds_call *call, const Ds__Request *request, struct ds_error *error)
+{
+    const Ds__LoraRef *reference = NULL;
+    const char *name = "";
+
+    if (request->op_case == DS__REQUEST__OP_GENERATE) {
+        reference = request->generate->lora;
+    } else if (request->op_case == DS__REQUEST__OP_SCORE) {
+        reference = request->score->lora;
+    } else if (request->op_case == DS__REQUEST__OP_LORA_LOAD) {
+        reference = request->lora_load->lora;
+        name = request->lora_load->name;
+        if (!reference || (!*reference->name && !reference->attachment)) {
+            (void) ds_error_set(error, 0, "no adapter was named; name one, or hand its file over");
+            return DS__ERROR__CODE__INVALID;
+        }
+    }
+    call->lora_scale = reference && reference->has_scale_case ? reference->scale : 1.0f;
+    return ds_lora_choose(call, reference, name, error);
 }
 
 static void start_on_model(struct ds_call *call, const Ds__Request *request)
@@ -108,11 +133,18 @@ static void start_on_model(struct ds_call *call, const Ds__Request *request)
         resident->context = request->load->context;
     ds_resident_join(resident, call);
     call->state = DS_CALL_LOADING;
+    code = choose_lora(call, request, &error);
+    if (code) {
+        ds_call_fail(call, (Ds__Error__Code) code, 0, "%s", error.text);
+        return;
+    }
     if (resident->state == DS_RESIDENT_RESIDENT) {
         call->state = DS_CALL_WAITING;
         if (request->op_case == DS__REQUEST__OP_LOAD)
             ds_verb_loaded(call);
-        else
+        else if (call->lora)
+            ds_residents_kick(server);
+        if (request->op_case != DS__REQUEST__OP_LOAD)
             ds_engine_link_pump(&server->engine);
         return;
     }

@@ -6,6 +6,7 @@
 
 #include "daemon/call.h"
 #include "daemon/log.h"
+#include "daemon/lora.h"
 #include "daemon/residency.h"
 #include "daemon/server.h"
 
@@ -19,11 +20,17 @@
 static bool loading(const struct ds_server *server)
 {
     const struct ds_resident *resident;
+    const struct ds_lora *lora;
 
     ds_list_each(resident, &server->residents, link)
     {
         if (resident->state == DS_RESIDENT_LOADING)
             return true;
+        ds_list_each(lora, &resident->loras, link)
+        {
+            if (lora->state == DS_LORA_LOADING)
+                return true;
+        }
     }
     return false;
 }
@@ -120,6 +127,22 @@ int ds_engine_link_unload(struct ds_engine_process *engine, uint32_t model_id, u
     return submit(engine, &entry, &request);
 }
 
+int ds_engine_link_lora_unload(struct ds_engine_process *engine, uint32_t model_id,
+                               uint32_t lora_id, uint64_t engine_id)
+{
+    struct ds_sqe entry = { .op = DS_SQE_SUBMIT, .req_id = engine_id };
+    Ds__LinkRequest request = DS__LINK_REQUEST__INIT;
+    Ds__LinkLoraUnload unload = DS__LINK_LORA_UNLOAD__INIT;
+
+    if (engine->state != DS_ENGINE_RUNNING)
+        return -ENOTCONN;
+    unload.lora_id = lora_id;
+    request.model_id = model_id;
+    request.op_case = DS__LINK_REQUEST__OP_LORA_UNLOAD;
+    request.lora_unload = &unload;
+    return submit(engine, &entry, &request);
+}
+
 /* What the client had when it submitted, and then what the log has. */
 static uint32_t *all_delivered(const struct ds_call *call, const Ds__TokenIds *given, size_t *ret_n)
 {
@@ -195,6 +218,10 @@ static int submit_call(struct ds_call *call, uint64_t engine_id)
     link.model_id = call->resident->id;
     link.uid = call->uid;
     link.submitted_nsec = call->submitted_nsec;
+    if (call->lora) {
+        link.lora_id = call->lora->id;
+        link.lora_scale = call->lora_scale;
+    }
     switch (call->op) {
     case DS__REQUEST__OP_GENERATE:
         entry.resume_from = call->n_given + call->log.n_ids;
@@ -236,7 +263,8 @@ static bool may_go(const struct ds_engine_process *engine, const struct ds_call 
         call->files || (call->resident && call->resident->state == DS_RESIDENT_RESIDENT);
 
     return call->state == DS_CALL_WAITING && !call->withdrawn && model_there &&
-           engine->n_running < RUNNING_MAX && !(is_suspect(call) && engine->probation);
+           ds_lora_ready(call) && engine->n_running < RUNNING_MAX &&
+           !(is_suspect(call) && engine->probation);
 }
 
 void ds_engine_link_pump(struct ds_engine_process *engine)
@@ -388,10 +416,11 @@ static int take_final(struct ds_engine_process *engine, uint64_t req_id, const v
     struct ds_server *server = engine->server;
     struct ds_resident *resident = ds_resident_by_engine(server, req_id);
     struct ds_call *call = ds_call_by_engine(server, req_id);
+    struct ds_lora *lora = resident || call ? NULL : ds_lora_by_engine(server, req_id);
     ds_cleanup(ds_message_free_p) Ds__LinkReply *link = NULL;
     int r;
 
-    if (!resident && !call)
+    if (!resident && !call && !lora)
         return 0;
     r = ds_message_unpack(&ds__link_reply__descriptor, bytes, size, &link);
     if (r < 0)
@@ -400,6 +429,8 @@ static int take_final(struct ds_engine_process *engine, uint64_t req_id, const v
         ds_resident_loaded(resident, link->model);
     } else if (resident && resident->state == DS_RESIDENT_UNLOADING) {
         ds_resident_unloaded(resident);
+    } else if (lora) {
+        ds_lora_answered(lora, link->lora);
     } else if (call) {
         if (!link->reply || link->reply->result_case == DS__REPLY__RESULT__NOT_SET)
             return -EPROTO;
@@ -414,6 +445,7 @@ static int take_error(struct ds_engine_process *engine, uint64_t req_id, const v
     struct ds_server *server = engine->server;
     struct ds_resident *resident = ds_resident_by_engine(server, req_id);
     struct ds_call *call = ds_call_by_engine(server, req_id);
+    struct ds_lora *lora = resident || call ? NULL : ds_lora_by_engine(server, req_id);
     ds_cleanup(ds_message_free_p) Ds__Error *error = NULL;
     int r;
 
@@ -424,6 +456,10 @@ static int take_error(struct ds_engine_process *engine, uint64_t req_id, const v
         ds_resident_unloaded(resident);
     else if (resident)
         ds_resident_failed(resident, error);
+    else if (lora && lora->state == DS_LORA_UNLOADING)
+        ds_lora_answered(lora, NULL);
+    else if (lora)
+        ds_lora_failed(lora, error);
     else if (call)
         ds_call_error(call, error);
     return 0;

@@ -89,6 +89,8 @@ void ds_engine_link_pump(struct ds_engine_process *engine);
 /* 0, DS_CHANNEL_FULL, -errno. */
 int ds_engine_link_cancel(struct ds_engine_process *engine, uint64_t engine_id);
 int ds_engine_link_unload(struct ds_engine_process *engine, uint32_t model_id, uint64_t engine_id);
+int ds_engine_link_lora_unload(struct ds_engine_process *engine, uint32_t model_id,
+                               uint32_t lora_id, uint64_t engine_id);
 /* Takes completions; true: something was there. Condemns the engine where it lies. */
 bool ds_engine_link_drain(struct ds_engine_process *engine);
 void ds_engine_link_ring(struct ds_engine_process *engine);

@@ -29,12 +29,19 @@ struct ds_model_files *ds_model_files_free(struct ds_model_files *files)
 {
     if (!files)
         return NULL;
-    for (unsigned i = 0; i < files->n_open; i++)
-        (void) close(files->fds[i]);
+    ds_model_files_close(files);
     free(files->fds);
     free(files->identities);
     free(files);
     return NULL;
+}
+
+void ds_model_files_close(struct ds_model_files *files)
+{
+    for (unsigned i = 0; i < files->n_open; i++) {
+        ds_close_p(&files->fds[i]);
+        files->fds[i] = -1;
+    }
 }
 
 void ds_model_files_free_p(struct ds_model_files **files)

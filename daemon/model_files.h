@@ -37,4 +37,7 @@ int ds_model_files_add(struct ds_model_files *files, int fd, struct ds_error *er
 /* A second set of the same files with its own descriptors. -EMFILE, -ENOMEM. */
 int ds_model_files_copy(struct ds_model_files **ret_files, const struct ds_model_files *files);
 
+/* Gives the descriptors back; who they were is remembered. */
+void ds_model_files_close(struct ds_model_files *files);
+
 bool ds_model_files_same(const struct ds_model_files *a, const struct ds_model_files *b);

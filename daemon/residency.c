@@ -4,12 +4,11 @@
 #include "daemon/call.h"
 #include "daemon/dispatch.h"
 #include "daemon/log.h"
+#include "daemon/lora.h"
 #include "daemon/server.h"
 #include "daemon/session.h"
 
 #include <inttypes.h>
-
-#define LOAD_RETRY_NSEC UINT64_C(5000000)
 
 /* --- finding --- */
 
@@ -27,7 +26,7 @@ static struct ds_resident *find_files(struct ds_server *server, const struct ds_
 
     ds_list_each(resident, &server->residents, link)
     {
-        if (resident->state != DS_RESIDENT_UNLOADING && ds_model_files_same(resident->files, files))
+        if (ds_resident_is_here(resident) && ds_model_files_same(resident->files, files))
             return resident;
     }
     return NULL;
@@ -42,7 +41,7 @@ static struct ds_resident *find_name(struct ds_server *server, const char *name,
 
     ds_list_each(resident, &server->residents, link)
     {
-        if (resident->state != DS_RESIDENT_UNLOADING && resident->from_registry == registry &&
+        if (ds_resident_is_here(resident) && resident->from_registry == registry &&
             (registry || resident->owner == uid) && same_name(resident, name))
             return resident;
     }
@@ -125,6 +124,33 @@ int ds_resident_files(struct ds_server *server, struct ds_session *session,
     return 0;
 }
 
+static void resident_free(struct ds_resident *resident)
+{
+    ds_list_remove(&resident->link);
+    ds_loras_free(resident);
+    (void) ds_model_files_free(resident->files);
+    free(resident);
+}
+
+/* Adapters of the same files, left behind by an eviction. */
+static void inherit(struct ds_resident *resident)
+{
+    struct ds_resident *other;
+
+    ds_list_each(other, &resident->server->residents, link)
+    {
+        bool left = other->state == DS_RESIDENT_AWAY ||
+                    (other->state == DS_RESIDENT_UNLOADING && other->evicted);
+
+        if (!left || !ds_model_files_same(other->files, resident->files))
+            continue;
+        ds_loras_lost(other, 0, UINT32_MAX);
+        ds_loras_move(resident, other);
+        if (other->state == DS_RESIDENT_AWAY)
+            resident_free(other);
+    }
+}
+
 static struct ds_resident *resident_new(struct ds_server *server, struct ds_model_files *files)
 {
     struct ds_resident *resident = calloc(1, sizeof(*resident));
@@ -137,15 +163,10 @@ static struct ds_resident *resident_new(struct ds_server *server, struct ds_mode
     resident->state = DS_RESIDENT_QUEUED;
     resident->context = server->config.context;
     ds_list_init(&resident->calls);
+    ds_list_init(&resident->loras);
+    inherit(resident);
     ds_list_append(&server->residents, &resident->link);
     return resident;
-}
-
-static void resident_free(struct ds_resident *resident)
-{
-    ds_list_remove(&resident->link);
-    (void) ds_model_files_free(resident->files);
-    free(resident);
 }
 
 int ds_resident_resolve(struct ds_server *server, struct ds_session *session,
@@ -210,7 +231,9 @@ static uint64_t memory_of(const struct ds_resident *resident)
 
     if (known == 0)
         known = resident->files->bytes + resident->server->config.kv_bytes;
-    return known > resident->files->bytes ? known : resident->files->bytes;
+    if (known < resident->files->bytes)
+        known = resident->files->bytes;
+    return known + ds_loras_bytes(resident);
 }
 
 static uint64_t memory_limit(const struct ds_server *server)
@@ -230,7 +253,7 @@ static uint64_t memory_used(struct ds_server *server, uint64_t *ret_leaving)
     {
         if (resident->state == DS_RESIDENT_UNLOADING)
             *ret_leaving += memory_of(resident);
-        if (resident->state != DS_RESIDENT_QUEUED)
+        if (resident->state != DS_RESIDENT_QUEUED && resident->state != DS_RESIDENT_AWAY)
             used += memory_of(resident);
     }
     return used;
@@ -260,30 +283,32 @@ static void send_away(struct ds_resident *resident)
     resident->state = DS_RESIDENT_UNLOADING;
 }
 
-enum { FITS, FITS_LATER, FITS_NEVER };
-
-static int make_room(struct ds_resident *wanted)
+static void evict(struct ds_resident *resident)
 {
-    struct ds_server *server = wanted->server;
-    uint64_t limit = memory_limit(server), need = memory_of(wanted), leaving, used;
+    send_away(resident);
+    resident->evicted = resident->state == DS_RESIDENT_UNLOADING;
+}
+
+int ds_residents_make_room(struct ds_server *server, uint64_t need, const char *name)
+{
+    uint64_t limit = memory_limit(server), leaving, used;
     struct ds_resident *victim;
 
     for (;;) {
         used = memory_used(server, &leaving);
         if (need <= limit && used <= limit - need)
-            return FITS;
+            return DS_ROOM_NOW;
         if (need > limit)
-            return FITS_NEVER;
+            return DS_ROOM_NEVER;
         if (used - leaving <= limit - need)
-            return FITS_LATER;
+            return DS_ROOM_LATER;
         victim = least_recently_used(server);
         if (!victim)
-            return FITS_NEVER;
-        ds_log(LOG_INFO, "model %s goes to make room for %s", victim->files->name,
-               wanted->files->name);
-        send_away(victim);
+            return DS_ROOM_NEVER;
+        ds_log(LOG_INFO, "model %s goes to make room for %s", victim->files->name, name);
+        evict(victim);
         if (victim->state != DS_RESIDENT_UNLOADING)
-            return FITS_LATER;
+            return DS_ROOM_LATER;
     }
 }
 
@@ -349,7 +374,7 @@ static void send_load(struct ds_resident *resident)
         resident->state = DS_RESIDENT_LOADING;
         server->engine.sign_of_life_nsec = ds_now_nsec();
     } else if (r == -EAGAIN) {
-        (void) ds_timer_set(server->loop, &server->engine.retry, ds_now_nsec() + LOAD_RETRY_NSEC,
+        (void) ds_timer_set(server->loop, &server->engine.retry, ds_now_nsec() + DS_LOAD_RETRY_NSEC,
                             on_load_retry, server);
     } else {
         ds_engine_process_condemn(&server->engine, "its socket does not take a model");
@@ -383,13 +408,16 @@ void ds_residents_kick(struct ds_server *server)
     {
         if (server->engine.state != DS_ENGINE_RUNNING)
             return;
+        ds_loras_kick(resident);
         if (resident->state != DS_RESIDENT_QUEUED ||
             (is_suspect(resident) && suspect_is_tried(server)))
             continue;
-        room = resident->reload || resident->files_sent ? FITS : make_room(resident);
-        if (room == FITS)
+        room = resident->reload || resident->files_sent
+                   ? DS_ROOM_NOW
+                   : ds_residents_make_room(server, memory_of(resident), resident->files->name);
+        if (room == DS_ROOM_NOW)
             send_load(resident);
-        else if (room == FITS_NEVER)
+        else if (room == DS_ROOM_NEVER)
             refuse_load(resident);
     }
 }
@@ -406,7 +434,7 @@ static void trim(struct ds_server *server, const struct ds_resident *kept)
             return;
         ds_log(LOG_INFO, "model %s goes: %s needs more than its files say", victim->files->name,
                kept->files->name);
-        send_away(victim);
+        evict(victim);
         if (victim->state != DS_RESIDENT_UNLOADING)
             return;
     }
@@ -473,11 +501,24 @@ void ds_resident_failed(struct ds_resident *resident, const Ds__Error *error)
 
 /* --- unloading --- */
 
+/* The engine does not have it any more. */
+static void unloaded(struct ds_resident *resident)
+{
+    resident->engine_id = 0;
+    if (!resident->evicted || ds_list_empty(&resident->loras)) {
+        resident_free(resident);
+        return;
+    }
+    resident->state = DS_RESIDENT_AWAY;
+    ds_model_files_close(resident->files);
+    ds_loras_lost(resident, 0, UINT32_MAX);
+}
+
 void ds_resident_unloaded(struct ds_resident *resident)
 {
     struct ds_server *server = resident->server;
 
-    resident_free(resident);
+    unloaded(resident);
     ds_residents_kick(server);
 }
 
@@ -532,13 +573,16 @@ void ds_residents_lost(struct ds_server *server, uint32_t crash_points, uint32_t
     {
         bool was_loading = resident->state == DS_RESIDENT_LOADING;
 
+        if (resident->state == DS_RESIDENT_AWAY)
+            continue;
         if (resident->state == DS_RESIDENT_UNLOADING) {
-            resident_free(resident);
+            unloaded(resident);
             continue;
         }
         if (resident->state == DS_RESIDENT_RESIDENT)
             resident->reload = true;
         resident->state = DS_RESIDENT_QUEUED;
+        ds_loras_lost(resident, crash_points, crash_limit);
         resident->engine_id = 0;
         resident->files_sent = 0;
         if (!was_loading)
@@ -563,6 +607,7 @@ void ds_residents_free(struct ds_server *server)
 void ds_resident_info(const struct ds_resident *resident, Ds__ModelInfo *info, uint32_t *users)
 {
     const struct ds_call *call;
+    const struct ds_lora *lora;
     size_t n = 0, i;
 
     ds__model_info__init(info);
@@ -578,6 +623,8 @@ void ds_resident_info(const struct ds_resident *resident, Ds__ModelInfo *info, u
     info->n_files = resident->files->n_files;
     info->state = (char *) (resident->state == DS_RESIDENT_RESIDENT ? "resident" : "loading");
     info->pinned = resident->pinned;
+    ds_list_each(lora, &resident->loras, link) info->n_adapters++;
+    info->adapter_bytes = ds_loras_bytes(resident);
     info->requests = resident->n_calls;
     if (resident->n_calls == 0 && resident->last_used_nsec)
         info->idle_sec = (double) (ds_now_nsec() - resident->last_used_nsec) / 1e9;

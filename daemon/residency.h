@@ -2,8 +2,11 @@
 /*
  * residency.h - which models an engine holds, is loading, or must load again.
  *
- *   QUEUED -> LOADING -> RESIDENT -> UNLOADING -> freed
+ *   QUEUED -> LOADING -> RESIDENT -> UNLOADING -> freed, or AWAY
  *     ^-----------+----------+ engine died (UNLOADING ones are gone with it)
+ *
+ * AWAY is what is left of an evicted model that had adapters: no descriptors, no memory, only what
+ * to load with it the next time, when it hands them on and is freed.
  *
  * Memory is counted while a model is LOADING, RESIDENT or UNLOADING. Where a load does not fit,
  * idle models that are not pinned go, least recently used first; where that is not enough the load
@@ -27,11 +30,18 @@ enum ds_resident_state {
     DS_RESIDENT_LOADING,
     DS_RESIDENT_RESIDENT,
     DS_RESIDENT_UNLOADING,
+    DS_RESIDENT_AWAY,
 };
+
+#define DS_LOAD_RETRY_NSEC UINT64_C(5000000) /* until the engine's socket has room again */
+
+/* Is there room for so many bytes? */
+enum { DS_ROOM_NOW, DS_ROOM_LATER, DS_ROOM_NEVER };
 
 struct ds_resident {
     struct ds_list link;  /* ds_server::residents */
     struct ds_list calls; /* ds_call::in_resident */
+    struct ds_list loras; /* ds_lora::link */
     struct ds_server *server;
     uint32_t id; /* model_id on the link */
     enum ds_resident_state state;
@@ -39,8 +49,9 @@ struct ds_resident {
     bool from_registry;           /* named by the models directory: anybody may use the name */
     uint32_t owner;               /* uid of who attached it, where not from_registry */
     bool pinned;
-    bool evict;  /* to be unloaded as soon as the last call is over */
-    bool reload; /* was resident when the engine died: fits, and waits for nothing */
+    bool evict;   /* to be unloaded as soon as the last call is over */
+    bool evicted; /* UNLOADING to make room: its adapters are remembered */
+    bool reload;  /* was resident when the engine died: fits, and waits for nothing */
     uint32_t context;
     uint64_t engine_id; /* of the load or unload under way, else 0 */
     unsigned files_sent;
@@ -75,7 +86,16 @@ struct ds_resident *ds_resident_by_engine(struct ds_server *server, uint64_t eng
 void ds_resident_join(struct ds_resident *resident, struct ds_call *call);
 void ds_resident_leave(struct ds_resident *resident, struct ds_call *call); /* may free it */
 
-/* Sends what loads and unloads can go out. */
+/* Resident, loading or queued? Else it cannot be used. */
+static inline bool ds_resident_is_here(const struct ds_resident *resident)
+{
+    return resident->state != DS_RESIDENT_UNLOADING && resident->state != DS_RESIDENT_AWAY;
+}
+
+/* DS_ROOM_...: sends idle models away for need bytes more; name: what they are for. */
+int ds_residents_make_room(struct ds_server *server, uint64_t need, const char *name);
+
+/* Sends what loads and unloads can go out, of adapters too. */
 void ds_residents_kick(struct ds_server *server);
 
 /* The engine's answers. */

@@ -6,6 +6,7 @@
 #include "daemon/call.h"
 #include "daemon/dispatch.h"
 #include "daemon/log.h"
+#include "daemon/lora.h"
 #include "daemon/residency.h"
 #include "daemon/server.h"
 #include "daemon/session.h"
@@ -65,7 +66,7 @@ static const struct ds_resident *resident_named(struct ds_server *server, const 
 
     ds_list_each(resident, &server->residents, link)
     {
-        if (resident->from_registry && resident->state != DS_RESIDENT_UNLOADING &&
+        if (resident->from_registry && ds_resident_is_here(resident) &&
             strcmp(resident->files->name, name) == 0)
             return resident;
     }
@@ -128,7 +129,7 @@ static void answer_ps(struct ds_call *call)
     n = 0;
     ds_list_each(resident, &server->residents, link)
     {
-        if (resident->state == DS_RESIDENT_UNLOADING)
+        if (!ds_resident_is_here(resident))
             continue;
         ds_resident_info(resident, &infos.items[n], infos.users[n]);
         n++;
@@ -324,6 +325,72 @@ static void answer_unload(struct ds_call *call, const Ds__UnloadRequest *request
         done(call);
 }
 
+/* --- adapters --- */
+
+static void answer_lora_unload(struct ds_call *call, const Ds__LoraUnloadRequest *request)
+{
+    struct ds_resident *resident = need_resident(call, request->model);
+    struct ds_error error = { 0 };
+    int code;
+
+    if (!resident)
+        return;
+    code = ds_lora_unload(call, resident, request->name, &error);
+    if (code)
+        ds_call_fail(call, (Ds__Error__Code) code, 0, "%s", error.text);
+}
+
+/* Fills pointers (NULL: only counts) with what call's user may see. */
+static size_t list_loras(struct ds_call *call, const struct ds_resident *only, Ds__LoraInfo *items,
+                         Ds__LoraInfo **pointers)
+{
+    const struct ds_resident *resident;
+    const struct ds_lora *lora;
+    size_t n = 0;
+
+    ds_list_each(resident, &call->server->residents, link)
+    {
+        ds_list_each(lora, &resident->loras, link)
+        {
+            if ((only && resident != only) || !ds_lora_visible(lora, call->uid, is_admin(call)))
+                continue;
+            if (pointers) {
+                ds_lora_info(lora, &items[n]);
+                pointers[n] = &items[n];
+            }
+            n++;
+        }
+    }
+    return n;
+}
+
+static void answer_lora_list(struct ds_call *call, const Ds__LoraListRequest *request)
+{
+    ds_cleanup(ds_free_p) Ds__LoraInfo *items = NULL;
+    ds_cleanup(ds_free_p) Ds__LoraInfo **pointers = NULL;
+    Ds__LoraListResult result = DS__LORA_LIST_RESULT__INIT;
+    Ds__Reply reply = DS__REPLY__INIT;
+    const struct ds_resident *only = NULL;
+
+    if (request->model) {
+        only = need_resident(call, request->model);
+        if (!only)
+            return;
+    }
+    result.n_adapters = list_loras(call, only, NULL, NULL);
+    items = calloc(result.n_adapters + 1, sizeof(*items));
+    pointers = calloc(result.n_adapters + 1, sizeof(*pointers));
+    if (!items || !pointers) {
+        no_memory(call);
+        return;
+    }
+    (void) list_loras(call, only, items, pointers);
+    result.adapters = pointers;
+    reply.result_case = DS__REPLY__RESULT_LORA_LIST;
+    reply.lora_list = &result;
+    ds_call_reply(call, &reply);
+}
+
 void ds_verb_loaded(struct ds_call *call)
 {
     ds_cleanup(ds_message_free_p) Ds__Request *request = NULL;
@@ -373,6 +440,12 @@ bool ds_verb_answer(struct ds_call *call, const Ds__Request *request)
         return true;
     case DS__REQUEST__OP_UNLOAD:
         answer_unload(call, request->unload);
+        return true;
+    case DS__REQUEST__OP_LORA_UNLOAD:
+        answer_lora_unload(call, request->lora_unload);
+        return true;
+    case DS__REQUEST__OP_LORA_LIST:
+        answer_lora_list(call, request->lora_list);
         return true;
     default:
         return false;

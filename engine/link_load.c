@@ -27,6 +27,8 @@ struct ds_load_task {
     int status;
     struct ds_error error;
     struct ds_link_model *model; /* owned until the loop adopts it */
+    struct ds_link_model *base;  /* of an adapter: counted in its n_tasks; NULL: a model's load */
+    struct ds_adapter *adapter;  /* a reference */
     void *bytes;                 /* packed LinkReply of an inspection */
     size_t size;
 };
@@ -43,6 +45,7 @@ static void load_task_free(struct ds_load_task *load)
 {
     ds_load_parts_deinit(&load->parts);
     (void) ds_link_model_free(load->model);
+    (void) ds_adapter_free(load->adapter);
     free(load->bytes);
     free(load);
 }
@@ -100,6 +103,9 @@ static void load_task_run(struct ds_task *base)
 
     if (atomic_load_explicit(&load->cancelled, memory_order_relaxed))
         load->status = -ECANCELED;
+    else if (load->base)
+        load->status = ds_link_lora_make(load->base, load->parts.fds, load->parts.n_fds,
+                                         message->name, &load->adapter, &load->error);
     else if (message->inspect_only)
         load->status = inspect(load);
     else
@@ -146,16 +152,27 @@ static int send_failed(struct ds_link *link, struct ds_link_request *request,
 
     if (strstr(reason, name))
         return ds_link_send_error(link, request, DS_REPLY_LOAD, load->status, reason);
-    (void) ds_error_set(&named, 0, "model %.200s cannot be loaded: %.240s", name, reason);
+    (void) ds_error_set(&named, 0, "%s %.200s cannot be loaded: %.240s",
+                        load->base ? "adapter" : "model", name, reason);
     return ds_link_send_error(link, request, DS_REPLY_LOAD, load->status, named.text);
 }
 
 static int answer(struct ds_link *link, struct ds_link_request *request, struct ds_load_task *load)
 {
+    const Ds__LinkLoad *message = load->parts.message;
+
     if (request->cancelled)
         load->status = -ECANCELED;
+    if (load->status == 0 && load->base && load->base->closing)
+        load->status =
+            ds_error_set(&load->error, -ENOENT, "%s: its model is being unloaded", message->name);
+    if (load->status == 0 && load->base)
+        load->status =
+            ds_link_lora_adopt(load->base, message->lora_id, load->adapter, &load->error);
     if (load->status < 0)
         return send_failed(link, request, load);
+    if (load->base)
+        return ds_link_lora_send(link, request, load->adapter, message->name);
     if (load->bytes)
         return ds_link_send_final(link, request, ds_steal(load->bytes), load->size);
     return send_loaded(link, request, load);
@@ -164,6 +181,7 @@ static int answer(struct ds_link *link, struct ds_link_request *request, struct 
 static void load_task_done(struct ds_task *base, void *arg)
 {
     struct ds_load_task *load = (struct ds_load_task *) base, **at;
+    struct ds_link_model *model = load->base;
     struct ds_link *link = arg;
     int r;
 
@@ -172,6 +190,8 @@ static void load_task_done(struct ds_task *base, void *arg)
     *at = load->next;
     r = answer(link, ds_requests_find(&link->requests, load->req_id), load);
     load_task_free(load);
+    if (model && --model->n_tasks == 0 && model->closing && r == 0)
+        r = ds_link_finish_unload(link, model);
     if (r < 0 && link->failure == 0)
         link->failure = r;
 }
@@ -215,7 +235,8 @@ static bool id_is_taken(const struct ds_link *link, uint32_t id)
         if (model->id == id)
             return true;
     for (const struct ds_load_task *load = link->loads; load; load = load->next)
-        if (load->parts.message->model_id == id && !load->parts.message->inspect_only)
+        if (load->parts.message->model_id == id && !load->parts.message->inspect_only &&
+            !load->base)
             return true;
     return false;
 }
@@ -228,7 +249,7 @@ static int start_load(struct ds_link *link)
     struct ds_load_task *load;
     int r;
 
-    if (!message->inspect_only && id_is_taken(link, message->model_id))
+    if (!message->inspect_only && !message->lora_id && id_is_taken(link, message->model_id))
         return ds_error_set(&link->error, -EPROTO, "model id %u is in use already",
                             message->model_id);
     load = calloc(1, sizeof *load);
@@ -241,6 +262,15 @@ static int start_load(struct ds_link *link)
                    ? ds_error_set(&link->error, -EPROTO, "a load reuses the id of a request")
                    : r;
     }
+    load->parts = link->parts;
+    link->parts = (struct ds_load_parts){ 0 };
+    if (message->lora_id && !(load->base = ds_link_find_model(link, message->model_id))) {
+        load_task_free(load);
+        return ds_link_send_error(link, request, DS_REPLY_LOAD, -ENOENT,
+                                  "the adapter's model is not resident in this engine");
+    }
+    if (load->base)
+        load->base->n_tasks++;
     request->load = load;
     load->task.run = load_task_run;
     load->task.done = load_task_done;
@@ -249,8 +279,6 @@ static int start_load(struct ds_link *link)
     load->req_id = message->req_id;
     load->status = -ECANCELED; /* until it has run */
     load->begun_nsec = ds_now_nsec();
-    load->parts = link->parts;
-    link->parts = (struct ds_load_parts){ 0 };
     load->next = link->loads;
     link->loads = load;
     ds_worker_post(link->loader, &load->task);

@@ -3,7 +3,8 @@
  * link_model.h - one resident model: its files, its words, its weights, its scheduler.
  *
  * Opened on the loader thread before anyone else sees it; from then on the loop thread's, except
- * that the text thread reads .text while n_text_tasks counts it.
+ * that helper threads use it while n_tasks counts them: the text thread reads .text, the loader
+ * makes adapters for .weights.
  */
 #pragma once
 
@@ -38,6 +39,8 @@ struct ds_link_model_spec {
     uint64_t kv_bytes; /* 0 = the environment's */
 };
 
+struct ds_link_lora; /* link_lora.c */
+
 struct ds_link_model {
     struct ds_link_model *next; /* ds_link::models */
     uint32_t id;
@@ -48,11 +51,12 @@ struct ds_link_model {
     struct ds_error template_error; /* why not */
     struct ds_model *weights;
     struct ds_scheduler *scheduler;
-    uint32_t context;         /* positions of one request */
-    struct ds_link_text text; /* what conversions need; points into this */
+    struct ds_link_lora *loras; /* owned */
+    uint32_t context;           /* positions of one request */
+    struct ds_link_text text;   /* what conversions need; points into this */
     /* the loop thread's: */
-    unsigned n_text_tasks; /* with the text thread */
-    bool closing;          /* freed when n_text_tasks is 0 */
+    unsigned n_tasks; /* with helper threads */
+    bool closing;     /* freed when n_tasks is 0 */
     uint64_t unload_req_id;
 };
 
@@ -63,6 +67,7 @@ int ds_link_model_open(struct ds_link_model **ret_model, const struct ds_link_mo
                        int (*progress)(void *arg, double fraction), void *arg,
                        struct ds_error *error);
 struct ds_link_model *ds_link_model_free(struct ds_link_model *model); /* accepts NULL */
+void ds_link_loras_free(struct ds_link_model *model);                  /* link_lora.c */
 
 /* Borrowed from model. */
 void ds_link_model_info(const struct ds_link_model *model, const struct ds_backend *backend,

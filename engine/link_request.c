@@ -12,7 +12,7 @@ struct text_task {
     struct ds_task task; /* first */
     uint64_t req_id;
     uint64_t deadline_nsec;
-    struct ds_link_model *model; /* counted in n_text_tasks */
+    struct ds_link_model *model; /* counted in n_tasks */
     Ds__LinkRequest *message;    /* owned */
     bool is_job;                 /* generate or score */
     /* results */
@@ -55,7 +55,7 @@ static void text_task_run(struct ds_task *base)
     }
 }
 
-static int finish_unload(struct ds_link *link, struct ds_link_model *model)
+int ds_link_finish_unload(struct ds_link *link, struct ds_link_model *model)
 {
     struct ds_link_request *request = ds_requests_find(&link->requests, model->unload_req_id);
     struct ds_link_model **at = &link->models;
@@ -73,8 +73,16 @@ static int finish_unload(struct ds_link *link, struct ds_link_model *model)
 
 static int schedule(struct ds_link *link, struct ds_link_request *request, struct text_task *task)
 {
+    uint32_t lora_id = task->message->lora_id;
     int r;
 
+    if (lora_id) {
+        task->job.adapter = ds_adapter_ref(ds_link_lora_find(task->model, lora_id));
+        task->job.adapter_scale = task->message->lora_scale;
+        if (!task->job.adapter)
+            return ds_link_send_error(link, request, DS_REPLY_REQUEST, -ENOENT,
+                                      "the adapter is not resident in this engine; load it first");
+    }
     task->job_ready = false; /* the scheduler takes the job, even when it fails */
     r = ds_scheduler_add(task->model->scheduler, &task->job, &task->error);
     if (r < 0)
@@ -105,10 +113,10 @@ static void text_task_done(struct ds_task *base, void *arg)
     struct ds_link *link = arg;
     int r;
 
-    model->n_text_tasks--;
+    model->n_tasks--;
     r = answer(link, ds_requests_find(&link->requests, task->req_id), task);
-    if (r == 0 && model->closing && model->n_text_tasks == 0)
-        r = finish_unload(link, model);
+    if (r == 0 && model->closing && model->n_tasks == 0)
+        r = ds_link_finish_unload(link, model);
     if (r < 0 && link->failure == 0)
         link->failure = r;
 }
@@ -129,7 +137,7 @@ static int unload(struct ds_link *link, struct ds_link_request *request,
     model->unload_req_id = request->id;
     model->scheduler = ds_scheduler_free(model->scheduler);
     (void) ds_requests_drop_model(&link->requests, model, request);
-    return model->n_text_tasks ? 0 : finish_unload(link, model);
+    return model->n_tasks ? 0 : ds_link_finish_unload(link, model);
 }
 
 /* Nobody may hold the others up with it: what was measured lately is still true. */
@@ -163,6 +171,7 @@ static enum ds_request_kind kind_of(const Ds__LinkRequest *message)
     case DS__LINK_REQUEST__OP_SCORE:
         return DS_REQUEST_SCORE;
     case DS__LINK_REQUEST__OP_UNLOAD:
+    case DS__LINK_REQUEST__OP_LORA_UNLOAD:
         return DS_REQUEST_UNLOAD;
     case DS__LINK_REQUEST__OP_LIMITS:
         return DS_REQUEST_LIMITS;
@@ -201,7 +210,7 @@ static int start_text(struct ds_link *link, struct ds_link_request *request,
     task->message = message;
     task->is_job = request->kind != DS_REQUEST_TEXT;
     task->status = -ECANCELED; /* until it has run */
-    task->model->n_text_tasks++;
+    task->model->n_tasks++;
     if (is_quick(message)) {
         text_task_run(&task->task);
         text_task_done(&task->task, link);
@@ -237,8 +246,13 @@ static int submit(struct ds_link *link, const struct ds_sqe *entry, const void *
                                   "the model is not resident in this engine; load it first");
     }
     if (request->kind == DS_REQUEST_UNLOAD) {
+        uint32_t lora_id = message->op_case == DS__LINK_REQUEST__OP_LORA_UNLOAD
+                               ? message->lora_unload->lora_id
+                               : 0;
+
         ds_message_free(message);
-        return unload(link, request, model);
+        return lora_id ? ds_link_lora_unload(link, request, model, lora_id)
+                       : unload(link, request, model);
     }
     if (request->kind == DS_REQUEST_LIMITS) {
         ds_message_free(message);

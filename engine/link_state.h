@@ -5,6 +5,7 @@
  *   link.c          handshake, the loop, waiting
  *   link_request.c  ring entries: submit, cancel, ping, unload; the text thread's tasks
  *   link_load.c     LOAD datagrams and the loader's tasks
+ *   link_lora.c     adapters of resident models
  *   link_send.c     completions: step records, final replies, errors, news
  *
  * Everything here runs on the loop thread. Calls return 0 or a negative errno that ends the engine;
@@ -56,6 +57,8 @@ struct ds_link {
 /* --- link_request.c --- */
 int ds_link_drain(struct ds_link *link); /* everything that is in the ring */
 struct ds_link_model *ds_link_find_model(struct ds_link *link, uint32_t id); /* NULL: none */
+/* The last task of a helper thread on a closing model is done: frees it and answers the unload. */
+int ds_link_finish_unload(struct ds_link *link, struct ds_link_model *model);
 
 /* --- link_load.c --- */
 int ds_link_load_datagram(struct ds_link *link, const void *bytes, size_t size, int *fds,
@@ -64,6 +67,21 @@ int ds_link_load_news(struct ds_link *link); /* tells dsd how far loads are */
 void ds_link_load_cancel(struct ds_load_task *load);
 void ds_link_load_cancel_all(struct ds_link *link);
 void ds_load_parts_deinit(struct ds_load_parts *parts);
+
+/* --- link_lora.c --- */
+
+/* On the loader thread: an adapter from its files. Errors as ds_lora_file_open(), ds_adapter_new().
+ */
+int ds_link_lora_make(const struct ds_link_model *model, const int *fds, unsigned n_fds,
+                      const char *name, struct ds_adapter **ret_adapter, struct ds_error *error);
+/* Requests may name it by id from now on; takes a reference of its own. -ENOMEM. */
+int ds_link_lora_adopt(struct ds_link_model *model, uint32_t id, struct ds_adapter *adapter,
+                       struct ds_error *error);
+struct ds_adapter *ds_link_lora_find(const struct ds_link_model *model, uint32_t id); /* or NULL */
+int ds_link_lora_send(struct ds_link *link, struct ds_link_request *request,
+                      const struct ds_adapter *adapter, const char *name); /* ends */
+int ds_link_lora_unload(struct ds_link *link, struct ds_link_request *request,
+                        struct ds_link_model *model, uint32_t id); /* ends */
 
 /* --- link_send.c: send_* that end a request remove it --- */
 int ds_link_send_bytes(struct ds_link *link, struct ds_link_request *request, enum ds_cqe_type type,

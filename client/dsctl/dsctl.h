@@ -112,6 +112,16 @@ struct dsctl_model {
 int dsctl_model_open(struct dsctl *dsctl, const char *argument, struct dsctl_model *ret_model);
 void dsctl_model_ref(const struct dsctl_model *model, Ds__ModelRef *ret_ref);
 
+/* --lora NAME[=SCALE]: a name or a path like MODEL. */
+struct dsctl_lora {
+    char argument[4096]; /* "": none */
+    bool scale_said;
+    float scale;
+    struct dsctl_model files; /* once opened */
+};
+int dsctl_lora_take(struct dsctl_lora *lora, const char *value); /* 0 or DSCTL_USAGE */
+int dsctl_lora_ref(struct dsctl *dsctl, struct dsctl_lora *lora, Ds__LoraRef *ret_ref);
+
 /* Pure: is NAME-00002-of-00005.gguf part of a split? *ret_stem: length of NAME. */
 bool dsctl_split_name(const char *path, unsigned *ret_count, size_t *ret_stem);
 
@@ -154,5 +164,5 @@ const char *dsctl_quoted(char *buffer, size_t size, const void *bytes, size_t n_
 /* --- the verbs --- */
 extern const struct dsctl_verb dsctl_run, dsctl_chat, dsctl_load, dsctl_unload, dsctl_pin,
     dsctl_unpin, dsctl_ps, dsctl_list, dsctl_show, dsctl_verify, dsctl_tokenize, dsctl_detokenize,
-    dsctl_template, dsctl_score, dsctl_status, dsctl_requests, dsctl_cancel, dsctl_ping,
-    dsctl_bench;
+    dsctl_template, dsctl_score, dsctl_lora_verb, dsctl_status, dsctl_requests, dsctl_cancel,
+    dsctl_ping, dsctl_bench;

@@ -65,6 +65,8 @@ int dsctl_generation_take(struct dsctl_generation *generation, int key, const ch
     case DSCTL_KEY_SYSTEM:
         generation->system = value;
         return DSCTL_OK;
+    case DSCTL_KEY_LORA:
+        return dsctl_lora_take(&generation->lora, value);
     case DSCTL_KEY_THINK:
         if (dsctl_think_parse(value, &generation->think))
             return DSCTL_OK;
@@ -73,6 +75,24 @@ int dsctl_generation_take(struct dsctl_generation *generation, int key, const ch
     default:
         return DSCTL_USAGE;
     }
+}
+
+int dsctl_generation_lora(struct dsctl *dsctl, struct dsctl_generation *generation)
+{
+    struct dsctl_lora *lora = &generation->lora;
+    struct ds_request *request = &generation->request;
+    int code;
+
+    if (!lora->argument[0])
+        return DSCTL_OK;
+    code = dsctl_model_open(dsctl, lora->argument, &lora->files);
+    request->lora = lora->files.attachment ? NULL : lora->files.name;
+    request->lora_attachment = lora->files.attachment;
+    if (lora->scale_said) {
+        request->set |= DS_SET_LORA_SCALE;
+        request->lora_scale = lora->scale;
+    }
+    return code;
 }
 
 int dsctl_starts_inside(struct dsctl *dsctl, const struct dsctl_model *model,

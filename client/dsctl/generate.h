@@ -14,6 +14,7 @@ struct dsctl_generation {
     const char *stop[DS_STOP_STRINGS_MAX];
     const char *system; /* or NULL */
     enum dsctl_think_mode think;
+    struct dsctl_lora lora;
 };
 
 /* The options both verbs take; keys from 300 on are theirs. */
@@ -28,6 +29,7 @@ enum {
     DSCTL_KEY_IGNORE_EOS,
     DSCTL_KEY_SYSTEM,
     DSCTL_KEY_THINK,
+    DSCTL_KEY_LORA,
 };
 #define DSCTL_GENERATION_OPTIONS                                                                   \
     { "max-tokens", "N", "stop after N tokens (0: when the model ends)", 'n' },                    \
@@ -41,6 +43,7 @@ enum {
         { "stop", "TEXT", "stop before TEXT; up to 16 times", DSCTL_KEY_STOP },                    \
         { "ignore-eos", NULL, "go on after an end token", DSCTL_KEY_IGNORE_EOS },                  \
         { "system", "TEXT", "the system message", DSCTL_KEY_SYSTEM },                              \
+        { "lora", "NAME[=SCALE]", "with this LoRA adapter, a name or a file", DSCTL_KEY_LORA },    \
     {                                                                                              \
         "think", "show|hide|only", "what to do with the model's thoughts", DSCTL_KEY_THINK         \
     }
@@ -48,6 +51,9 @@ enum {
 void dsctl_generation_init(struct dsctl_generation *generation);
 /* One of the options above. 0 or DSCTL_USAGE. */
 int dsctl_generation_take(struct dsctl_generation *generation, int key, const char *value);
+
+/* The adapter of the options, opened where it is a file, into the request. An exit code. */
+int dsctl_generation_lora(struct dsctl *dsctl, struct dsctl_generation *generation);
 
 /* Does this prompt of turns leave the model inside its thoughts? Asks dsd to render it; a model
  * without a template starts outside. An exit code. */

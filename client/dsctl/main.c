@@ -11,8 +11,8 @@
 static const struct dsctl_verb *const verbs[] = {
     &dsctl_run,      &dsctl_chat,       &dsctl_load,     &dsctl_unload, &dsctl_pin,
     &dsctl_unpin,    &dsctl_ps,         &dsctl_list,     &dsctl_show,   &dsctl_verify,
-    &dsctl_tokenize, &dsctl_detokenize, &dsctl_template, &dsctl_score,  &dsctl_status,
-    &dsctl_requests, &dsctl_cancel,     &dsctl_ping,     &dsctl_bench,
+    &dsctl_tokenize, &dsctl_detokenize, &dsctl_template, &dsctl_score,  &dsctl_lora_verb,
+    &dsctl_status,   &dsctl_requests,   &dsctl_cancel,   &dsctl_ping,   &dsctl_bench,
 };
 #define N_VERBS (sizeof verbs / sizeof *verbs)
 

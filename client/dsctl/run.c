@@ -59,6 +59,9 @@ static int answer(struct dsctl *dsctl, const char *model_name, struct run *run, 
         return code;
     request->model = model.name[0] ? model.name : NULL;
     request->attachment = model.attachment;
+    code = dsctl_generation_lora(dsctl, &run->generation);
+    if (code != DSCTL_OK)
+        return code;
     if (run->generation.think != DSCTL_THINK_SHOW && request->prompt)
         inside = dsctl_think_opened(request->prompt, strlen(request->prompt));
     if (run->generation.think != DSCTL_THINK_SHOW && request->turns)

@@ -80,7 +80,8 @@ static int read_architecture(struct ds_checkpoint *checkpoint, struct ds_error *
         return 0;
     if (type.size == 7 && memcmp(type.data, "adapter", 7) == 0)
         return ds_error_set(error, -ENOTSUP,
-                            "%s: is an adapter, not a model: give the model it was made for",
+                            "%s: is an adapter, not a model: load it on the model it "
+                            "was made for (dsctl lora load MODEL ADAPTER)",
                             gguf->label);
     return 0;
 }

@@ -7,6 +7,7 @@
  *   ok           resident at once                 slow N   after N milliseconds, with progress
  *   fail         ERROR(BAD_MODEL)                 crash    abort()
  *   hang         no answer and no sign of life    size N   resident, claims N bytes of weights
+ * The same words are for adapters; a request's tokens depend on the adapter's content and scale.
  *
  * A prompt may hold commands, separated by spaces (K: when position K is due):
  *   crash@K   abort()      hang@K  stop for ever       lie@K    a STEP that is no message
@@ -35,9 +36,14 @@ struct sequence {
     bool logprobs, started, cancelled;
 };
 
+struct lora {
+    uint32_t id; /* 0: unused */
+    uint64_t hash;
+};
+
 struct load {
     uint64_t req_id, due_nsec;
-    uint32_t model_id;
+    uint32_t model_id, lora_id;
     unsigned n_seen;
     char command[64];
     bool inspect, pending;
@@ -48,6 +54,7 @@ struct fake {
     struct sequence sequences[SEQUENCES_MAX];
     unsigned n_sequences;
     struct load loads[MODELS_MAX];
+    struct lora loras[MODELS_MAX];
 };
 
 /* --- pure functions --- */
@@ -124,6 +131,30 @@ static void post_error(struct fake *fake, uint64_t req_id, Ds__Error__Code code,
     post(fake, DS_CQE_ERROR, req_id, &error);
 }
 
+static struct lora *lora_find(struct fake *fake, uint32_t id)
+{
+    for (int i = 0; i < MODELS_MAX; i++)
+        if (fake->loras[i].id == id)
+            return &fake->loras[i];
+    return NULL;
+}
+
+static void post_lora_loaded(struct fake *fake, const struct load *load)
+{
+    Ds__LinkReply link = DS__LINK_REPLY__INIT;
+    Ds__LoraInfo info = DS__LORA_INFO__INIT;
+    struct lora *lora = lora_find(fake, 0);
+
+    if (!lora)
+        exit(11);
+    *lora = (struct lora){ load->lora_id, hash_bytes(load->command, strlen(load->command), 5) };
+    info.rank = 4;
+    info.n_matrices = 7;
+    info.bytes = 500;
+    link.lora = &info;
+    post(fake, DS_CQE_FINAL, load->req_id, &link);
+}
+
 static void post_loaded(struct fake *fake, const struct load *load)
 {
     Ds__LinkReply link = DS__LINK_REPLY__INIT;
@@ -131,6 +162,10 @@ static void post_loaded(struct fake *fake, const struct load *load)
     Ds__Reply reply = DS__REPLY__INIT;
     Ds__ShowResult show = DS__SHOW_RESULT__INIT;
 
+    if (load->lora_id) {
+        post_lora_loaded(fake, load);
+        return;
+    }
     info.architecture = (char *) "fake";
     info.device = (char *) "cpu";
     info.type = (char *) "F32";
@@ -209,6 +244,7 @@ static void take_load(struct fake *fake, const void *bytes, size_t size, const i
         exit(6);
     load->req_id = message->req_id;
     load->model_id = message->model_id;
+    load->lora_id = message->lora_id;
     load->inspect = message->inspect_only;
     load->n_seen += n_fds;
     for (unsigned i = 0; i < n_fds; i++)
@@ -248,6 +284,17 @@ static void take_generate(struct fake *fake, uint64_t req_id, const Ds__LinkRequ
     *sequence = (struct sequence){ .req_id = req_id, .model_id = link->model_id };
     sequence->hash = generate->sampling ? mix(generate->sampling->seed + 1) : 1;
     sequence->prompt = prompt_of(generate->input, &sequence->hash, &sequence->prompt_tokens);
+    if (link->lora_id) {
+        const struct lora *lora = lora_find(fake, link->lora_id);
+
+        if (!lora) {
+            post_error(fake, req_id, DS__ERROR__CODE__NOT_FOUND, "no such adapter");
+            free(sequence->prompt);
+            return;
+        }
+        sequence->hash = mix(sequence->hash ^ lora->hash);
+        sequence->hash = hash_bytes(&link->lora_scale, sizeof link->lora_scale, sequence->hash);
+    }
     sequence->max_tokens = generate->max_tokens ? generate->max_tokens : 16;
     sequence->logprobs = generate->want_logprobs;
     slow = strstr(sequence->prompt, "slow=");
@@ -294,6 +341,12 @@ static void take_submit(struct fake *fake, const struct ds_sqe *entry, const voi
         return;
     case DS__LINK_REQUEST__OP_UNLOAD:
         drop_model(fake, link->model_id);
+        post(fake, DS_CQE_FINAL, entry->req_id, &answer);
+        return;
+    case DS__LINK_REQUEST__OP_LORA_UNLOAD:
+        if (!lora_find(fake, link->lora_unload->lora_id))
+            exit(12);
+        lora_find(fake, link->lora_unload->lora_id)->id = 0;
         post(fake, DS_CQE_FINAL, entry->req_id, &answer);
         return;
     case DS__LINK_REQUEST__OP_TOKENIZE:

@@ -69,7 +69,7 @@ void dsd_again(struct dsd_process *dsd, const char *loop)
     posix_spawn_file_actions_t actions;
 
     program_path(program, sizeof program, "../dsd");
-    program_path(engine, sizeof engine, "e2e/fake_engine");
+    program_path(engine, sizeof engine, dsd->real_engine ? "../dsd-engine" : "e2e/fake_engine");
     (void) snprintf(models, sizeof models, "%s/models", dsd->directory);
     (void) snprintf(config, sizeof config, "%s/dsd.conf", dsd->directory);
     (void) snprintf(log, sizeof log, "%s/log", dsd->directory);

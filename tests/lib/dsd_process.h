@@ -16,6 +16,7 @@ struct dsd_process {
     char directory[64]; /* holds dsd.sock, dsd.conf, models/, log */
     char socket[96];
     pid_t pid;
+    bool real_engine; /* build/dsd-engine instead of the fake one; set before dsd_start() */
 };
 
 /* Models: pairs of name and content, ended by NULL. config: lines of dsd.conf, or "". loop: "auto"
