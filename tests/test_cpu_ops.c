@@ -153,6 +153,21 @@ static void outliers_do_not_drown_the_rest(void **state)
     backend->close(backend);
 }
 
+static void every_type_that_files_hold_is_among_the_cases(void **state)
+{
+    (void) state;
+    for (uint32_t type = 0; type < DS_TYPE_GGML_END; type++) {
+        const uint32_t *at = ds_case_types;
+
+        if (!ds_type_traits(type))
+            continue;
+        while (*at != UINT32_MAX && *at != type)
+            at++;
+        if (*at != type || !ds_panel_format(type))
+            fail_msg("%s is not multiplied, or not tested", ds_type_name(type));
+    }
+}
+
 static void products_of_one_group_are_those_of_each_alone(void **state)
 {
     static const uint32_t types[] = { DS_TYPE_Q4_K,    DS_TYPE_Q6_K,  DS_TYPE_F32,    DS_TYPE_Q8_0,
@@ -645,6 +660,7 @@ int main(void)
         cmocka_unit_test(a_product_is_that_of_the_dequantised_weights),
         cmocka_unit_test(rows_longer_than_a_tile_and_more_of_them_than_one),
         cmocka_unit_test(outliers_do_not_drown_the_rest),
+        cmocka_unit_test(every_type_that_files_hold_is_among_the_cases),
         cmocka_unit_test(products_of_one_group_are_those_of_each_alone),
         cmocka_unit_test(a_row_that_is_not_finite_spoils_itself_only),
         cmocka_unit_test(rows_of_zeros_and_of_tiny_numbers_give_zeros),
