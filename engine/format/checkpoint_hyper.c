@@ -98,7 +98,7 @@ static int choose_architecture(struct ds_checkpoint *checkpoint, struct ds_error
         return 0;
     return ds_error_set(error, -ENOTSUP,
                         "%s: architecture '%s' is not supported: this build runs llama, qwen2, "
-                        "qwen3, qwen3moe and deepseek2 models",
+                        "qwen3, qwen3moe, deepseek2 and deepseek32 models",
                         checkpoint->files[0].label, checkpoint->architecture);
 }
 
