@@ -96,6 +96,7 @@ struct ds_request {
                                  LoraLoadRequest), or in the models directory; NULL: none */
     uint64_t lora_attachment; /* or its files, of ds_attach(); 0: none */
     float lora_scale;         /* DS_SET_LORA_SCALE; not said: 1; 0 is as without */
+    int no_speculation;       /* no tokens are guessed ahead; changes the time it takes alone */
 };
 
 #define DS_SET_TEMPERATURE    (1u << 0)

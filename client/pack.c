@@ -182,6 +182,8 @@ int ds_client_pack(struct ds *ds, const struct ds_request *request, struct ds_cl
     fill_lora(request, &lora);
     if (request->lora || request->lora_attachment)
         generate.lora = &lora;
+    if (request->no_speculation)
+        generate.speculation = DS__SPECULATION__SPECULATION_OFF;
     message.op_case = DS__REQUEST__OP_GENERATE;
     message.generate = &generate;
     return pack(ds, &message, buffer);

@@ -75,7 +75,14 @@ static const struct key keys[] = {
           "finished answers kept for clients that lost their connection"),
 
     COUNT("engine", threads, 0, 1024, 0, "compute threads; 0: as many as processors"),
-    COUNT("engine", context, 0, 16777216, 0, "positions a request may use; 0: what the model says"),
+    COUNT("engine", context, 0, 16777216, 0,
+          "most positions a request may use; 0: what the model says"),
+    COUNT(
+        "engine", max_step_ms, 0, 60000, 0,
+        "milliseconds a step may keep running answers waiting while prompts are read; 0: twice as "
+        "long as without prompts"),
+    CHOICE("engine", speculation, 1, "off ngram",
+           "who guesses tokens ahead, where that saves time"),
     COUNT("engine", hang_sec, 1, 3600, 60, "seconds without a sign of life before a restart"),
     COUNT("engine", start_sec, 1, 600, 15, "seconds the engine has to start"),
     COUNT("engine", load_sec, 1, 86400, 600, "seconds the engine may be silent while it loads"),

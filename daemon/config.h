@@ -20,6 +20,8 @@ struct ds_error;
 
 enum ds_config_loop { DS_CONFIG_LOOP_AUTO, DS_CONFIG_LOOP_URING, DS_CONFIG_LOOP_EPOLL };
 
+enum ds_config_speculation { DS_CONFIG_SPECULATION_OFF, DS_CONFIG_SPECULATION_NGRAM };
+
 struct ds_config { /* what each field means is said once, in the table in config.c */
     char *socket, *models, *default_model, *engine, *admin_users; /* owned */
     uint32_t log_level, loop, spin_usec;
@@ -29,7 +31,7 @@ struct ds_config { /* what each field means is said once, in the table in config
     uint32_t attachments_per_client;
     uint64_t queued_bytes_per_user, region_bytes_per_user, arena_bytes_max, replay_bytes;
 
-    uint32_t threads, context, hang_sec, start_sec, load_sec, crashes_max;
+    uint32_t threads, context, max_step_ms, speculation, hang_sec, start_sec, load_sec, crashes_max;
     uint64_t memory, kv_bytes;
 
     uint32_t admins[DS_ADMINS_MAX]; /* admin_users resolved */

@@ -116,6 +116,27 @@ static int choose_lora(struct ds_call *call, const Ds__Request *request, struct 
     return ds_lora_choose(call, reference, name, error);
 }
 
+/* A load that names a context gets it, or fails. false: call has failed. */
+static bool demand_context(struct ds_call *call, struct ds_resident *resident, uint32_t context)
+{
+    uint32_t positions =
+        resident->state == DS_RESIDENT_RESIDENT ? resident->positions : resident->context;
+
+    if (resident->state == DS_RESIDENT_QUEUED && resident->files_sent == 0 &&
+        !resident->context_demanded) {
+        resident->context = context;
+        resident->context_demanded = true;
+        return true;
+    }
+    if (positions >= context)
+        return true;
+    ds_call_fail(call, DS__ERROR__CODE__BUSY, 0,
+                 "model %s is resident, or being loaded, with a context of %u positions, which is "
+                 "less than %u: unload it first",
+                 resident->files->name, positions, context);
+    return false;
+}
+
 static void start_on_model(struct ds_call *call, const Ds__Request *request)
 {
     struct ds_server *server = call->server;
@@ -129,8 +150,8 @@ static void start_on_model(struct ds_call *call, const Ds__Request *request)
         return;
     }
     if (request->op_case == DS__REQUEST__OP_LOAD && request->load->context &&
-        resident->state == DS_RESIDENT_QUEUED && resident->files_sent == 0)
-        resident->context = request->load->context;
+        !demand_context(call, resident, request->load->context))
+        return;
     ds_resident_join(resident, call);
     call->state = DS_CALL_LOADING;
     code = choose_lora(call, request, &error);

@@ -94,10 +94,11 @@ static char **environment_new(void)
 
 static int spawn(struct ds_engine_process *engine, int link)
 {
-    char threads[16];
-    char *arguments[] = { engine->path,
-                          engine->server->config.threads ? (char *) "--threads" : NULL, threads,
-                          NULL };
+    const struct ds_config *config = &engine->server->config;
+    char threads[16], step_usec[16];
+    char *arguments[] = {
+        engine->path, (char *) "--threads", threads, (char *) "--step-usec", step_usec, NULL, NULL
+    };
     ds_cleanup(ds_free_p) char **environment = environment_new();
     posix_spawn_file_actions_t actions;
     posix_spawnattr_t attributes;
@@ -106,7 +107,10 @@ static int spawn(struct ds_engine_process *engine, int link)
 
     if (!environment)
         return -ENOMEM;
-    (void) snprintf(threads, sizeof threads, "%u", engine->server->config.threads);
+    (void) snprintf(threads, sizeof threads, "%u", config->threads);
+    (void) snprintf(step_usec, sizeof step_usec, "%u", config->max_step_ms * 1000);
+    if (config->speculation == DS_CONFIG_SPECULATION_OFF)
+        arguments[5] = (char *) "--no-speculation";
     (void) sigemptyset(&none);
     (void) sigfillset(&all);
     (void) posix_spawn_file_actions_init(&actions);

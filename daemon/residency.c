@@ -368,6 +368,7 @@ static void send_load(struct ds_resident *resident)
     load.name = resident->files->name;
     load.n_files = resident->files->n_files;
     load.context = resident->context;
+    load.demand_context = resident->context_demanded;
     load.kv_bytes = server->config.kv_bytes;
     r = ds_engine_process_load(&server->engine, &load, resident->files, &resident->files_sent);
     if (r == 0) {

@@ -49,9 +49,10 @@ struct ds_resident {
     bool from_registry;           /* named by the models directory: anybody may use the name */
     uint32_t owner;               /* uid of who attached it, where not from_registry */
     bool pinned;
-    bool evict;   /* to be unloaded as soon as the last call is over */
-    bool evicted; /* UNLOADING to make room: its adapters are remembered */
-    bool reload;  /* was resident when the engine died: fits, and waits for nothing */
+    bool evict;            /* to be unloaded as soon as the last call is over */
+    bool evicted;          /* UNLOADING to make room: its adapters are remembered */
+    bool reload;           /* was resident when the engine died: fits, and waits for nothing */
+    bool context_demanded; /* by a load that named it */
     uint32_t context;
     uint64_t engine_id; /* of the load or unload under way, else 0 */
     unsigned files_sent;

@@ -250,6 +250,26 @@ static int check_top(uint32_t n_top, struct ds_error *error)
     return 0;
 }
 
+static int convert_speculation(Ds__Speculation said, enum ds_draft_source *ret_draft,
+                               struct ds_error *error)
+{
+    switch (said) {
+    case DS__SPECULATION__SPECULATION_DEFAULT:
+        *ret_draft = DS_DRAFT_DEFAULT;
+        return 0;
+    case DS__SPECULATION__SPECULATION_OFF:
+        *ret_draft = DS_DRAFT_OFF;
+        return 0;
+    case DS__SPECULATION__SPECULATION_NGRAM:
+        *ret_draft = DS_DRAFT_NGRAM;
+        return 0;
+    default:
+        return ds_error_set(error, -EINVAL,
+                            "speculation %d is none this engine knows; leave it out or say off",
+                            (int) said);
+    }
+}
+
 static int convert_generate(const Ds__Generate *generate, const struct ds_link_text *text,
                             struct ds_job *job, struct ds_error *error)
 {
@@ -274,6 +294,9 @@ static int convert_generate(const Ds__Generate *generate, const struct ds_link_t
     job->n_prompt = (uint32_t) n_prompt;
     job->n_delivered = (uint32_t) n_delivered;
     job->max_tokens = generate->max_tokens;
+    r = convert_speculation(generate->speculation, &job->draft, error);
+    if (r < 0)
+        return r;
     job->ignore_eos = generate->ignore_eos;
     job->n_top = generate->logprobs;
     job->want_logprobs = generate->want_logprobs || generate->logprobs > 0;

@@ -98,6 +98,7 @@ static void load_task_run(struct ds_task *base)
         .fds = load->parts.fds,
         .n_fds = load->parts.n_fds,
         .context = message->context,
+        .demand_context = message->demand_context,
         .kv_bytes = message->kv_bytes,
     };
 

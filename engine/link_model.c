@@ -110,6 +110,11 @@ static int open_scheduler(struct ds_link_model *model, const struct ds_link_mode
     r = ds_kv_plan(&demand, &plan, error);
     if (r < 0)
         return r;
+    if (spec->demand_context && plan.context < demand.context)
+        return ds_error_set(error, -ENOMEM,
+                            "%s: there is memory for a context of %u positions, not for %u: ask "
+                            "for less, raise kv_bytes or unload another model",
+                            model->name, plan.context, demand.context);
     options.n_blocks = plan.n_blocks;
     options.context = model->context = plan.context;
     return ds_scheduler_new(&model->scheduler, environment->backend, model->weights,
@@ -150,6 +155,8 @@ int ds_link_model_open(struct ds_link_model **ret_model, const struct ds_link_mo
     if (r < 0)
         return r;
     r = open_text(model, error);
+    if (r == 0 && spec->demand_context)
+        r = ds_checkpoint_stretch(model->checkpoint, spec->context, error);
     if (r < 0)
         return r;
     r = ds_model_load(&model->weights, environment->backend, model->checkpoint,

@@ -35,8 +35,9 @@ struct ds_link_model_spec {
     const char *name;
     const int *fds;
     unsigned n_fds;
-    uint32_t context;  /* 0 = the model's own; never more than that */
-    uint64_t kv_bytes; /* 0 = the environment's */
+    uint32_t context;    /* 0 = the model's own; the least of both */
+    bool demand_context; /* context as it is, by ds_checkpoint_stretch(), or an error */
+    uint64_t kv_bytes;   /* 0 = the environment's */
 };
 
 struct ds_link_lora; /* link_lora.c */

@@ -94,6 +94,8 @@ static void fill_result(struct record *record, const struct ds_output *output)
     record->usage.prompt_tokens = output->n_prompt;
     record->usage.cached_tokens = output->n_cached;
     record->usage.completion_tokens = output->n_completion;
+    record->usage.drafted_tokens = output->n_drafted;
+    record->usage.accepted_tokens = output->n_accepted;
     record->timing.queue_ms = output->queue_ms;
     record->timing.prefill_ms = output->prefill_ms;
     record->timing.ttft_ms = output->ttft_ms;

@@ -80,6 +80,7 @@ static int serve(const struct ds_engine_options *options, struct ds_backend *bac
         .batch_tokens_max = options->batch_tokens,
         .sequences_max = options->sequences,
         .step_usec_max = options->step_usec,
+        .draft = options->speculation ? DS_DRAFT_NGRAM : DS_DRAFT_OFF,
         .kv_bytes = options->kv_bytes,
     };
     struct ds_error error = { "" };

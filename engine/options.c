@@ -16,6 +16,7 @@ const char ds_engine_help[] =
     "  --spin-usec N     compute threads spin this long before they sleep (50)\n"
     "  --step-usec N     how long a step with answers in it may take; prompts are cut to fit;\n"
     "                    0: twice as long as without prompts (0)\n"
+    "  --no-speculation  no tokens are guessed ahead unless a request asks for it\n"
     "  --kv-bytes N      memory for a model's KV cache where the load does not say; 0: a share of\n"
     "                    what is free (0)\n"
     "  --batch-tokens N  tokens of one batch, 16 to 8192 (512)\n"
@@ -36,6 +37,7 @@ enum option_id {
     OPTION_BATCH_TOKENS,
     OPTION_SEQUENCES,
     OPTION_NO_SANDBOX,
+    OPTION_NO_SPECULATION,
     OPTION_HELP,
     OPTION_VERSION,
 };
@@ -50,6 +52,7 @@ static const struct option long_options[] = {
     { "batch-tokens", required_argument, NULL, OPTION_BATCH_TOKENS },
     { "sequences", required_argument, NULL, OPTION_SEQUENCES },
     { "no-sandbox", no_argument, NULL, OPTION_NO_SANDBOX },
+    { "no-speculation", no_argument, NULL, OPTION_NO_SPECULATION },
     { "help", no_argument, NULL, OPTION_HELP },
     { "version", no_argument, NULL, OPTION_VERSION },
     { NULL, 0, NULL, 0 },
@@ -124,6 +127,7 @@ int ds_engine_options_parse(struct ds_engine_options *ret_options, int argc, cha
         .batch_tokens = 512,
         .sequences = 64,
         .sandbox = true,
+        .speculation = true,
     };
     int id, index = 0, r;
 
@@ -136,6 +140,9 @@ int ds_engine_options_parse(struct ds_engine_options *ret_options, int argc, cha
             return DS_OPTIONS_VERSION;
         case OPTION_NO_SANDBOX:
             options.sandbox = false;
+            break;
+        case OPTION_NO_SPECULATION:
+            options.speculation = false;
             break;
         case OPTION_ISA:
             options.isa = optarg;

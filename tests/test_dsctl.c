@@ -169,6 +169,8 @@ static void test_the_shapes_that_scripts_rely_on(void **state)
     usage.prompt_tokens = 3;
     usage.cached_tokens = 2;
     usage.completion_tokens = 1;
+    usage.drafted_tokens = 9;
+    usage.accepted_tokens = 7;
     timing.queue_ms = 0.5;
     timing.prefill_ms = 2;
     timing.ttft_ms = 2.5;
@@ -178,11 +180,13 @@ static void test_the_shapes_that_scripts_rely_on(void **state)
     result.timing = &timing;
     check_printed(dsctl_json_final(&result),
                   "{\"event\":\"final\",\"reason\":\"stop\",\"usage\":{\"prompt_tokens\":3,"
-                  "\"cached_tokens\":2,\"completion_tokens\":1},\"timing\":{\"queue_ms\":0.5,"
+                  "\"cached_tokens\":2,\"completion_tokens\":1,\"drafted_tokens\":9,\"accepted_"
+                  "tokens\":7},\"timing\":{\"queue_ms\":0.5,"
                   "\"prefill_ms\":2,\"ttft_ms\":2.5,\"decode_ms\":10.25}}");
     check_printed(dsctl_json_failed("NOT_FOUND", "no \"m\"", 0),
                   "{\"event\":\"final\",\"reason\":\"error\",\"usage\":{\"prompt_tokens\":0,"
-                  "\"cached_tokens\":0,\"completion_tokens\":0},\"timing\":{\"queue_ms\":0,"
+                  "\"cached_tokens\":0,\"completion_tokens\":0,\"drafted_tokens\":0,\"accepted_"
+                  "tokens\":0},\"timing\":{\"queue_ms\":0,"
                   "\"prefill_ms\":0,\"ttft_ms\":0,\"decode_ms\":0},\"error\":{\"code\":"
                   "\"NOT_FOUND\",\"text\":\"no \\\"m\\\"\"}}");
 }

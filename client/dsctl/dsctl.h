@@ -32,6 +32,7 @@ struct dsctl {
     const char *socket; /* --socket or NULL */
     bool json;          /* --json */
     bool help;          /* --help */
+    bool statistics;    /* --stats: of an answer, on stderr */
     bool out_terminal;  /* stdout is one */
     bool err_terminal;  /* stderr is one: progress may be drawn */
     struct ds *ds;
@@ -39,6 +40,9 @@ struct dsctl {
     bool progress_drawn;
     bool never_spin; /* the connection is to sleep whenever it waits */
 };
+
+/* Positions that --ctx takes. */
+enum { DSCTL_CTX_MIN = 2, DSCTL_CTX_MAX = 1 << 28 };
 
 struct dsctl_option {
     const char *name;     /* long form without dashes; NULL ends the table */

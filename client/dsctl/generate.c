@@ -62,6 +62,9 @@ int dsctl_generation_take(struct dsctl_generation *generation, int key, const ch
     case DSCTL_KEY_IGNORE_EOS:
         request->ignore_eos = 1;
         return DSCTL_OK;
+    case DSCTL_KEY_NO_SPEC:
+        request->no_speculation = 1;
+        return DSCTL_OK;
     case DSCTL_KEY_SYSTEM:
         generation->system = value;
         return DSCTL_OK;
@@ -244,6 +247,23 @@ static void print_rest(struct answer *answer, const char *text, size_t size)
     (void) fflush(stdout);
 }
 
+static void print_statistics(const Ds__GenerateResult *result)
+{
+    static const Ds__Usage no_usage = DS__USAGE__INIT;
+    static const Ds__Timing no_timing = DS__TIMING__INIT;
+    const Ds__Usage *usage = result->usage ? result->usage : &no_usage;
+    const Ds__Timing *timing = result->timing ? result->timing : &no_timing;
+
+    fprintf(stderr, "prompt %u tokens, %u of them known; first token after %.1f ms\n",
+            usage->prompt_tokens, usage->cached_tokens, timing->ttft_ms);
+    fprintf(stderr, "answer %u tokens", usage->completion_tokens);
+    if (timing->decode_ms > 0 && usage->completion_tokens > 1)
+        fprintf(stderr, ", %.1f a second",
+                1e3 * (usage->completion_tokens - 1) / timing->decode_ms);
+    fprintf(stderr, "; guessed ahead %u, of these right %u\n", usage->drafted_tokens,
+            usage->accepted_tokens);
+}
+
 static int on_final(struct answer *answer, const struct ds_event *event, bool interrupted)
 {
     ds_cleanup(ds_message_free_p) Ds__Reply *reply = NULL;
@@ -256,6 +276,8 @@ static int on_final(struct answer *answer, const struct ds_event *event, bool in
         return dsctl_fail(answer->dsctl, DSCTL_ERROR, "dsd's answer cannot be read");
     if (answer->dsctl->json)
         dsctl_json_print(dsctl_json_final(reply->generate));
+    else if (answer->dsctl->statistics)
+        print_statistics(reply->generate);
     if (interrupted)
         return DSCTL_INTERRUPTED;
     switch (event->reason) {

@@ -180,6 +180,8 @@ static cJSON *final_object(const char *reason, const Ds__Usage *usage, const Ds_
     dsctl_json_u64(part, "prompt_tokens", usage ? usage->prompt_tokens : 0);
     dsctl_json_u64(part, "cached_tokens", usage ? usage->cached_tokens : 0);
     dsctl_json_u64(part, "completion_tokens", usage ? usage->completion_tokens : 0);
+    dsctl_json_u64(part, "drafted_tokens", usage ? usage->drafted_tokens : 0);
+    dsctl_json_u64(part, "accepted_tokens", usage ? usage->accepted_tokens : 0);
     part = cJSON_AddObjectToObject(object, "timing");
     (void) cJSON_AddNumberToObject(part, "queue_ms", timing ? timing->queue_ms : 0);
     (void) cJSON_AddNumberToObject(part, "prefill_ms", timing ? timing->prefill_ms : 0);

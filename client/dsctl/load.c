@@ -24,7 +24,7 @@ static int take(void *target, int key, const char *value)
         load->force = true;
         return DSCTL_OK;
     default:
-        return dsctl_number("--context", value, 1, UINT32_MAX, &load->context);
+        return dsctl_number("--ctx", value, DSCTL_CTX_MIN, DSCTL_CTX_MAX, &load->context);
     }
 }
 
@@ -158,7 +158,8 @@ static int unpin(struct dsctl *dsctl, int argc, char **argv)
 
 static const struct dsctl_option load_options[] = {
     { "pin", NULL, "never evict it for another model", KEY_PIN },
-    { "context", "N", "positions a request may use (default: the model's own)", KEY_CONTEXT },
+    { "ctx", "N", "positions a request may use (default: the model's own)", KEY_CONTEXT },
+    { "context", "N", "the same", KEY_CONTEXT },
     { NULL, NULL, NULL, 0 },
 };
 static const struct dsctl_option unload_options[] = {

@@ -1,12 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "client/dsctl/generate.h"
 
-enum { KEY_RAW = 400, KEY_TOKENS, KEY_LOGPROBS };
+enum { KEY_RAW = 400, KEY_TOKENS, KEY_LOGPROBS, KEY_CTX, KEY_STATS };
 
 struct run {
     struct dsctl_generation generation;
     bool raw;
     const char *tokens;
+    bool statistics;
+    uint64_t context; /* positions, 0: as dsd has it */
 };
 
 static int take(void *target, int key, const char *value)
@@ -26,6 +28,11 @@ static int take(void *target, int key, const char *value)
         code = dsctl_number("--logprobs", value, 0, DS_LOGPROBS_MAX, &number);
         run->generation.request.logprobs = (uint32_t) number;
         return code;
+    case KEY_CTX:
+        return dsctl_number("--ctx", value, DSCTL_CTX_MIN, DSCTL_CTX_MAX, &run->context);
+    case KEY_STATS:
+        run->statistics = true;
+        return DSCTL_OK;
     default:
         return dsctl_generation_take(&run->generation, key, value);
     }
@@ -42,6 +49,19 @@ static int parse_tokens(struct dsctl *dsctl, const char *text, uint32_t **ret_id
     return DSCTL_OK;
 }
 
+/* Resident with the context that was asked for, or an error says why not. */
+static int load(struct dsctl *dsctl, const struct dsctl_model *model, uint64_t context)
+{
+    ds_cleanup(ds_message_free_p) Ds__Reply *reply = NULL;
+    Ds__LoadRequest request = DS__LOAD_REQUEST__INIT;
+    Ds__ModelRef ref;
+
+    dsctl_model_ref(model, &ref);
+    request.model = &ref;
+    request.context = (uint32_t) context;
+    return dsctl_ask(dsctl, DS__REQUEST__OP_LOAD, &request, &reply);
+}
+
 /* Everything is ready: connects, finds the model, answers. */
 static int answer(struct dsctl *dsctl, const char *model_name, struct run *run, size_t input_bytes)
 {
@@ -50,11 +70,14 @@ static int answer(struct dsctl *dsctl, const char *model_name, struct run *run, 
     bool inside = false;
     int code;
 
+    dsctl->statistics = run->statistics;
     code = dsctl_connect(dsctl, input_bytes);
     if (code == DSCTL_OK)
         code = dsctl_catch_signals(dsctl);
     if (code == DSCTL_OK)
         code = dsctl_model_open(dsctl, model_name, &model);
+    if (code == DSCTL_OK && run->context)
+        code = load(dsctl, &model, run->context);
     if (code != DSCTL_OK)
         return code;
     request->model = model.name[0] ? model.name : NULL;
@@ -117,6 +140,8 @@ static const struct dsctl_option options[] = {
     { "raw", NULL, "the prompt as it is, without the model's chat template", KEY_RAW },
     { "tokens", "\"1 2 3\"", "token ids instead of a prompt", KEY_TOKENS },
     { "logprobs", "N", "print every token's log-probability and its N likeliest", KEY_LOGPROBS },
+    { "ctx", "N", "load the model with a context of N positions", KEY_CTX },
+    { "stats", NULL, "say at the end how many tokens there were, and how fast", KEY_STATS },
     { NULL, NULL, NULL, 0 },
 };
 

@@ -194,6 +194,12 @@ struct ds_metadata { /* one key for a person */
  */
 int ds_checkpoint_open(struct ds_checkpoint **ret_checkpoint, const int *fds, unsigned n_fds,
                        const char *name, bool vocab_only, struct ds_error *error);
+
+/* Makes a context of so many positions possible where the model's own is shorter and its file names
+ * a scaling of positions (linear, YaRN): hyper's context and rope_factor grow. Before the model is
+ * loaded. -EINVAL: the file names none, or it would be stretched beyond measure. */
+int ds_checkpoint_stretch(struct ds_checkpoint *checkpoint, uint32_t context,
+                          struct ds_error *error);
 struct ds_checkpoint *ds_checkpoint_free(struct ds_checkpoint *checkpoint);
 void ds_checkpoint_free_p(struct ds_checkpoint **checkpoint);
 

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * What the engine makes of a model, in one process: prompt and answer rates for 1, 4 and 16
- * sequences, and how much of a step is spent outside the backend's operations (planning, sampling,
- * text). usage: bench_engine [MODEL.gguf]; without an argument the default model.
+ * sequences, how much of a step is spent outside the backend's operations (planning, sampling,
+ * text), what guessing ahead gains or costs, and how long running answers wait while a long prompt
+ * arrives. usage: bench_engine [MODEL.gguf]; without an argument the default model.
  *
  * Method: jobs through a scheduler whose backend is a shim that times every operation and hands it
  * on. Prompts are random and all different, so the prefix cache finds nothing. The best of REPEATS
@@ -19,7 +20,11 @@ enum {
     PROMPT = 512,
     ANSWER = 128,
     START = 8,
-    CONTEXT = 1024,
+    CONTEXT = 4608,
+    BLOCKS = 8192 / DS_KV_BLOCK,
+    PAIRS = 5,
+    RUNNING = 7, /* streams while a long prompt arrives */
+    LONG_PROMPT = 4096,
     BATCH = 512,
     MANY = 16,
     STEPS_MAX = 1024
@@ -178,15 +183,19 @@ struct bench {
     struct ds_model *model;
     struct ds_scheduler *scheduler;
     uint64_t draw; /* next random number */
-    uint32_t n_tokens;
+    uint32_t n_tokens, n_drafted, n_accepted;
+    bool long_done; /* the long prompt's answer came */
 };
 
-static int add(struct bench *bench, uint64_t id, uint32_t n_prompt, uint32_t n_answer)
+/* The prompt repeats itself every `period` tokens, 0: never. */
+static int add_draft(struct bench *bench, uint64_t id, uint32_t n_prompt, uint32_t n_answer,
+                     uint32_t period, enum ds_draft_source draft)
 {
     struct ds_job job = { .id = id,
                           .n_prompt = n_prompt,
                           .max_tokens = n_answer,
                           .ignore_eos = true,
+                          .draft = draft,
                           .sampling = { .temperature = 0.8f,
                                         .top_k = 40,
                                         .top_p = 0.95f,
@@ -200,18 +209,34 @@ static int add(struct bench *bench, uint64_t id, uint32_t n_prompt, uint32_t n_a
     job.tokens = calloc(n_prompt, sizeof *job.tokens);
     if (!job.tokens)
         return -ENOMEM;
+    if (period)
+        job.sampling.temperature = 0.0f;
     for (uint32_t i = 0; i < n_prompt; i++)
         job.tokens[i] =
-            (uint32_t) (ds_philox_uniform(5, bench->draw++) * ds_model_n_vocab(bench->model));
+            period && i >= period
+                ? job.tokens[i - period]
+                : (uint32_t) (ds_philox_uniform(5, bench->draw++) * ds_model_n_vocab(bench->model));
     r = ds_scheduler_add(bench->scheduler, &job, &error);
     if (r < 0)
         fprintf(stderr, "bench_engine: %s\n", error.text);
     return r;
 }
 
+static int add(struct bench *bench, uint64_t id, uint32_t n_prompt, uint32_t n_answer)
+{
+    return add_draft(bench, id, n_prompt, n_answer, 0, DS_DRAFT_OFF);
+}
+
 static void count(void *arg, const struct ds_output *output)
 {
-    ((struct bench *) arg)->n_tokens += output->n_tokens;
+    struct bench *bench = arg;
+
+    bench->n_tokens += output->n_tokens;
+    bench->long_done = bench->long_done || output->id == RUNNING;
+    if (output->finish) {
+        bench->n_drafted += output->n_drafted;
+        bench->n_accepted += output->n_accepted;
+    }
 }
 
 static int compare(const void *a, const void *b)
@@ -300,12 +325,81 @@ static int measure_answers(struct bench *bench, unsigned n_streams)
     return 0;
 }
 
+/* Tokens a second with guesses, against the same without: median of pairs taken in turns. */
+static int measure_drafts(struct bench *bench, unsigned n_streams, uint32_t period)
+{
+    double ratios[PAIRS], aside;
+
+    bench->n_drafted = bench->n_accepted = 0;
+    for (unsigned i = 0; i < PAIRS; i++) {
+        const uint64_t draw = bench->draw;
+        double seconds[2];
+
+        for (unsigned with = 0; with < 2; with++) {
+            bench->draw = draw; /* the same prompts; shared prefixes are of no use to either */
+            for (unsigned s = 0; s < n_streams; s++) {
+                if (add_draft(bench, s + 100, period ? 3 * period : START, ANSWER + 1, period,
+                              with ? DS_DRAFT_NGRAM : DS_DRAFT_OFF) < 0)
+                    return -1;
+            }
+            seconds[with] = run(bench, 1, &aside);
+            if (seconds[with] <= 0.0)
+                return -1;
+        }
+        ratios[i] = seconds[0] / seconds[1];
+    }
+    printf("n-grams x %-2u %s %6.3f times as fast as without, %u of %u guesses right\n", n_streams,
+           period ? "repeating" : "random   ", median(ratios, PAIRS), bench->n_accepted,
+           bench->n_drafted);
+    return 0;
+}
+
+/* Seven answers run; a long prompt arrives. */
+static int measure_gap(struct bench *bench)
+{
+    static double plain[STEPS_MAX], mixed[STEPS_MAX];
+    unsigned n_plain = 0, n_mixed = 0;
+    double plain_usec;
+
+    for (unsigned s = 0; s < RUNNING; s++) {
+        if (add(bench, s, START, 0) < 0)
+            return -1;
+    }
+    for (unsigned i = 0; i < 40; i++) {
+        uint64_t before = ds_now_nsec();
+
+        if (ds_scheduler_step(bench->scheduler, count, bench) < 0)
+            return -1;
+        if (i >= 8)
+            plain[n_plain++] = (double) (ds_now_nsec() - before) / 1e3;
+    }
+    plain_usec = median(plain, n_plain);
+    if (add(bench, RUNNING, LONG_PROMPT, 1) < 0)
+        return -1;
+    for (bench->long_done = false; !bench->long_done;) {
+        uint64_t before = ds_now_nsec();
+
+        if (ds_scheduler_step(bench->scheduler, count, bench) < 0)
+            return -1;
+        if (n_mixed < STEPS_MAX)
+            mixed[n_mixed++] = (double) (ds_now_nsec() - before) / 1e3;
+    }
+    for (unsigned s = 0; s < RUNNING; s++)
+        ds_scheduler_cancel(bench->scheduler, s);
+    (void) ds_scheduler_step(bench->scheduler, count, bench);
+    (void) median(mixed, n_mixed); /* sorts */
+    printf("gap of %d streams while %d tokens of prompt arrive, in steps without: median %.2f, "
+           "95 %% %.2f, worst %.2f (%u steps)\n",
+           RUNNING, LONG_PROMPT, mixed[n_mixed / 2] / plain_usec,
+           mixed[n_mixed * 95 / 100] / plain_usec, mixed[n_mixed - 1] / plain_usec, n_mixed);
+    return 0;
+}
+
 static int load(struct bench *bench, struct ds_backend *cpu, const char *path)
 {
-    struct ds_scheduler_options options = { .n_blocks = MANY * CONTEXT / DS_KV_BLOCK,
-                                            .context = CONTEXT,
-                                            .batch_tokens_max = BATCH,
-                                            .sequences_max = MANY };
+    struct ds_scheduler_options options = {
+        .n_blocks = BLOCKS, .context = CONTEXT, .batch_tokens_max = BATCH, .sequences_max = MANY
+    };
     struct ds_error error = { "" };
     int fd = open(path, O_RDONLY | O_CLOEXEC), r;
 
@@ -350,7 +444,10 @@ int main(int argc, char **argv)
     if (done) {
         printf("%s on %s\n", path, cpu->describe(cpu));
         done = measure_prompt(&bench) == 0 && measure_answers(&bench, 1) == 0 &&
-               measure_answers(&bench, 4) == 0 && measure_answers(&bench, MANY) == 0;
+               measure_answers(&bench, 4) == 0 && measure_answers(&bench, MANY) == 0 &&
+               measure_drafts(&bench, 1, 0) == 0 && measure_drafts(&bench, 4, 0) == 0 &&
+               measure_drafts(&bench, 1, 50) == 0 && measure_drafts(&bench, 4, 50) == 0 &&
+               measure_gap(&bench) == 0;
     }
     (void) ds_scheduler_free(bench.scheduler);
     (void) ds_model_free(bench.model);

@@ -75,7 +75,7 @@ expect 1 template m --messages "$work/not-there.json"; says 'No such file'
 begin_fake
 expect 0 run m --json -n 5 --seed 7 hi
 [ "$(wc -l <"$work/out")" = 7 ] || fail "not 5 tokens, a rest and an end: $(cat "$work/out")"
-prints '"event":"final","reason":"length","usage":{"prompt_tokens":7,"cached_tokens":0,"completion_tokens":5},"timing":{"queue_ms":'
+prints '"event":"final","reason":"length","usage":{"prompt_tokens":7,"cached_tokens":0,"completion_tokens":5,"drafted_tokens":0,"accepted_tokens":0},"timing":{"queue_ms":'
 expect 0 run m -n 5 --seed 7 hi; cp "$work/out" "$work/plain"
 expect 0 run m -n 5 --seed 7 --tokens '1 2 3'; cmp -s "$work/out" "$work/plain" || fail 'same seed, other text'
 expect 0 run m -n 5 --seed 7 --logprobs 1 hi; prints '-1.5000'
