@@ -56,7 +56,7 @@ testlib := $(call objects,tests/lib)
 tests  := $(patsubst %.c,$(B)/%,$(wildcard tests/test_*.c))
 benches := $(patsubst %.c,$(B)/%,$(wildcard tests/bench/*.c))
 helpers := $(patsubst %.c,$(B)/%,$(wildcard tests/e2e/*.c) tests/bench/synth_gguf.c)
-pages  := $(patsubst %.scd,$(B)/%,$(wildcard man/*.scd))
+pages  := $(patsubst %.scd,$(B)/%,$(wildcard man/*.scd)) $(B)/man/dsd-models.7
 units  := $(patsubst %.in,$(B)/%,$(wildcard systemd/*.in systemd/user/*.in))
 
 pkg = $(shell pkg-config --libs $(1) 2>/dev/null)
@@ -179,6 +179,16 @@ $(B)/man/%: man/%.scd
 	$(say) MAN $@
 	$(Q)mkdir -p $(@D)
 	$(Q)scdoc < $< > $@
+
+# The tables of dsd-models(7) are the engine's own.
+$(B)/man/models: $(B)/man/models.o $(engine) $(shm) $(proto)
+	$(say) LINK $@
+	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(engine_libs)
+
+$(B)/man/dsd-models.7: man/dsd-models.7.in $(B)/man/models
+	$(say) MAN $@
+	$(Q)$(B)/man/models < $< > $@.scd
+	$(Q)scdoc < $@.scd > $@
 
 $(B)/systemd/%: systemd/%.in
 	$(say) GEN $@

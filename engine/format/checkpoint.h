@@ -77,6 +77,15 @@ enum ds_gating {
     DS_GATING_SIGMOID,        /* each by itself */
     DS_GATING_SOFTMAX_CHOSEN, /* chosen by their logits; softmax over the chosen ones */
 };
+
+struct ds_architecture_traits {
+    const char *name;   /* as files say it */
+    const char *models; /* for a person: what goes by it */
+    bool rope_neox;
+};
+/* NULL: beyond the last one. */
+const struct ds_architecture_traits *ds_architecture_traits(unsigned architecture);
+
 enum ds_rope_scaling { DS_ROPE_NONE, DS_ROPE_LINEAR, DS_ROPE_YARN };
 
 struct ds_hyper {

@@ -1,14 +1,21 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "engine/format/checkpoint_parts.h"
 
-static const struct {
-    const char *name;
-    bool rope_neox;
-} architectures[] = {
-    [DS_ARCH_LLAMA] = { "llama", false },         [DS_ARCH_QWEN2] = { "qwen2", true },
-    [DS_ARCH_QWEN3] = { "qwen3", true },          [DS_ARCH_QWEN3MOE] = { "qwen3moe", true },
-    [DS_ARCH_DEEPSEEK2] = { "deepseek2", false }, [DS_ARCH_DEEPSEEK32] = { "deepseek32", false },
+static const struct ds_architecture_traits architectures[] = {
+    [DS_ARCH_LLAMA] = { "llama", "Llama 2, 3 and 3.x; R1-Distill-Llama; SmolLM2; Mistral", false },
+    [DS_ARCH_QWEN2] = { "qwen2", "Qwen 2 and 2.5; R1-Distill-Qwen", true },
+    [DS_ARCH_QWEN3] = { "qwen3", "Qwen 3, dense; R1-0528-Qwen3", true },
+    [DS_ARCH_QWEN3MOE] = { "qwen3moe", "Qwen 3 with experts", true },
+    [DS_ARCH_DEEPSEEK2] = { "deepseek2", "DeepSeek V2, V2-Lite, V3, V3.1, R1", false },
+    [DS_ARCH_DEEPSEEK32] = { "deepseek32", "DeepSeek V3.2: sparse attention by an indexer", false },
 };
+
+const struct ds_architecture_traits *ds_architecture_traits(unsigned architecture)
+{
+    return architecture < sizeof architectures / sizeof architectures[0]
+               ? &architectures[architecture]
+               : NULL;
+}
 
 /* Keys that carry the architecture's name: "llama.block_count". */
 struct prefixed {

@@ -179,6 +179,11 @@ const struct ds_pretokeniser *ds_pretokeniser_find(struct ds_bytes name)
     return NULL;
 }
 
+const struct ds_pretokeniser *ds_pretokeniser_at(unsigned i)
+{
+    return i < N_KNOWN ? &known[i] : NULL;
+}
+
 void ds_pretokeniser_list(char *buffer, size_t size)
 {
     size_t used = 0;

@@ -30,6 +30,9 @@ struct ds_pretokeniser {
 /* name "" means default. NULL: unknown. */
 const struct ds_pretokeniser *ds_pretokeniser_find(struct ds_bytes name);
 
+/* The i-th way of cutting; NULL: beyond the last one. */
+const struct ds_pretokeniser *ds_pretokeniser_at(unsigned i);
+
 /* All common names, for an error text. */
 void ds_pretokeniser_list(char *buffer, size_t size);
 
