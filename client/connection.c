@@ -149,6 +149,8 @@ void ds_close(struct ds *ds)
     ds_client_attachments_free(ds);
     ds_client_ready_deinit(ds);
     ds_client_buffer_deinit(&ds->message);
+    ds_client_buffer_deinit(&ds->pieces);
+    ds_client_buffer_deinit(&ds->calls);
     ds_client_buffer_deinit(&ds->text);
     free(ds->path);
     free(ds->app_name);

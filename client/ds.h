@@ -139,6 +139,25 @@ enum ds_reason {
     DS_REASON_ERROR
 };
 
+/* What a piece of a chat answer's text is, as far as can be told when it comes. */
+enum ds_event_part {
+    DS_PART_IS_CONTENT,
+    DS_PART_IS_REASONING,
+    DS_PART_IS_TOOL_CALL, /* as the model writes it; content in the end where it is none */
+    DS_PART_IS_MARKUP     /* tags, and white space around them */
+};
+
+struct ds_event_piece {
+    enum ds_event_part part;
+    size_t size; /* bytes of text */
+};
+
+struct ds_event_call {
+    const char *id, *name;
+    const char *arguments; /* a JSON object, as the model wrote it; not NUL-terminated */
+    size_t arguments_size;
+};
+
 struct ds_event {
     uint64_t id;
     enum ds_event_type type;
@@ -155,6 +174,14 @@ struct ds_event {
     double ttft_ms, decode_ms;
     uint32_t error_code; /* ERROR */
     double fraction;     /* PROGRESS */
+    /* Chats (turns, or ChatMessages): */
+    const struct ds_event_piece *pieces; /* TOKENS, FINAL: text, piece by piece */
+    size_t n_pieces;                     /* 0: all of text is content */
+    const char *reasoning, *content; /* FINAL: the whole answer without tags, or NULL; not ended by
+                                        a NUL */
+    size_t reasoning_size, content_size;
+    const struct ds_event_call *calls; /* FINAL: of tools, where the request gave some */
+    size_t n_calls;
 };
 
 #define DS_NONE 1 /* no event within the time */

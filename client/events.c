@@ -52,6 +52,51 @@ static int raw_tokens(struct ds *ds, uint32_t n_tokens, const uint8_t *payload, 
     return keep_text(ds, payload + ids_size, size - ids_size, event);
 }
 
+static int keep_pieces(struct ds *ds, const uint32_t *parts, size_t n, size_t text_size,
+                       struct ds_event *event)
+{
+    int r = 0;
+
+    ds->pieces.size = 0;
+    for (size_t i = 0; r == 0 && i < n; i++) {
+        struct ds_event_piece piece = { (enum ds_event_part)(parts[i] & 3), parts[i] >> 2 };
+
+        if (piece.size > text_size)
+            return -EPROTO;
+        text_size -= piece.size;
+        r = ds_client_buffer_append(&ds->pieces, &piece, sizeof piece);
+    }
+    if (r == 0 && n > 0 && text_size > 0)
+        return -EPROTO;
+    event->pieces = n ? (const struct ds_event_piece *) (const void *) ds->pieces.bytes : NULL;
+    event->n_pieces = n;
+    return r;
+}
+
+static int keep_chat(struct ds *ds, const Ds__ChatReply *message, struct ds_event *event)
+{
+    int r = 0;
+
+    if (!message)
+        return 0;
+    event->reasoning = (const char *) message->reasoning.data;
+    event->reasoning_size = message->reasoning.len;
+    event->content = message->content.len ? (const char *) message->content.data : "";
+    event->content_size = message->content.len;
+    ds->calls.size = 0;
+    for (size_t i = 0; r == 0 && i < message->n_tool_calls; i++) {
+        const Ds__ToolCall *from = message->tool_calls[i];
+        struct ds_event_call call = { from->id, from->name,
+                                      (const char *) from->arguments_json.data,
+                                      from->arguments_json.len };
+
+        r = ds_client_buffer_append(&ds->calls, &call, sizeof call);
+    }
+    event->calls = (const struct ds_event_call *) (const void *) ds->calls.bytes;
+    event->n_calls = message->n_tool_calls;
+    return r;
+}
+
 static int message_tokens(struct ds *ds, const void *payload, size_t size, struct ds_event *event)
 {
     Ds__TokenChunk *chunk;
@@ -66,6 +111,9 @@ static int message_tokens(struct ds *ds, const void *payload, size_t size, struc
     ds->unpacked = chunk;
     event->ids = chunk->ids;
     event->n_ids = chunk->n_ids;
+    r = keep_pieces(ds, chunk->parts, chunk->n_parts, chunk->text.len, event);
+    if (r < 0)
+        return r;
     return keep_text(ds, chunk->text.data, chunk->text.len, event);
 }
 
@@ -86,6 +134,8 @@ static int tokens(struct ds *ds, struct ds_client_request *request, const struct
 
 static int generate_result(struct ds *ds, const Ds__GenerateResult *result, struct ds_event *event)
 {
+    int r;
+
     event->reason = (enum ds_reason) result->reason;
     if (result->usage) {
         event->prompt_tokens = result->usage->prompt_tokens;
@@ -96,6 +146,11 @@ static int generate_result(struct ds *ds, const Ds__GenerateResult *result, stru
         event->ttft_ms = result->timing->ttft_ms;
         event->decode_ms = result->timing->decode_ms;
     }
+    r = keep_pieces(ds, result->parts, result->n_parts, result->text.len, event);
+    if (r == 0)
+        r = keep_chat(ds, result->message, event);
+    if (r < 0)
+        return r;
     return keep_text(ds, result->text.data, result->text.len, event);
 }
 

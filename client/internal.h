@@ -138,6 +138,7 @@ struct ds {
     struct ds_client_buffer message; /* private copy of a payload */
     struct ds_client_buffer text;
     void *unpacked;
+    struct ds_client_buffer pieces, calls; /* of the event */
 
     /* readiness */
     int epoll_fd; /* what ds_fd() gives: { kick_fd, timer_fd, bell, socket } */

@@ -25,7 +25,8 @@ static void *pack_chunk(const Ds__TokenChunk *chunk, size_t *ret_size)
 {
     void *bytes = NULL;
 
-    if (chunk->n_logprobs == 0 || ds_message_pack_new(chunk, &bytes, ret_size) < 0)
+    if ((chunk->n_logprobs == 0 && chunk->n_parts == 0) ||
+        ds_message_pack_new(chunk, &bytes, ret_size) < 0)
         return NULL;
     return bytes;
 }

@@ -270,6 +270,29 @@ static int convert_speculation(Ds__Speculation said, enum ds_draft_source *ret_d
     }
 }
 
+/* Calls are looked for where tools were given, reasoning where the model's files know it. Whether
+ * the prompt has opened it is seen in its last tokens. */
+static int convert_reply(const Ds__Generate *generate, const struct ds_link_text *text,
+                         struct ds_job *job, size_t n_prompt)
+{
+    const Ds__Input *input = generate->input;
+    size_t n = n_prompt < 16 ? n_prompt : 16, size = 0;
+    struct ds_reply_form form = text->form;
+    ds_cleanup(ds_free_p) char *end = NULL;
+    int r;
+
+    if (input->kind_case != DS__INPUT__KIND_CHAT)
+        return 0;
+    if (input->chat->tools_json.len == 0)
+        form.tools = DS_TOOLS_NONE;
+    r = ds_tokenizer_decode(text->tokenizer, job->tokens + n_prompt - n, n, false, false, &end,
+                            &size);
+    if (r < 0)
+        return r;
+    return ds_reply_new(&job->reply, form,
+                        form.reasons && ds_reply_opened_by((struct ds_bytes){ end, size }));
+}
+
 static int convert_generate(const Ds__Generate *generate, const struct ds_link_text *text,
                             struct ds_job *job, struct ds_error *error)
 {
@@ -291,6 +314,9 @@ static int convert_generate(const Ds__Generate *generate, const struct ds_link_t
         return r;
     if (n_delivered)
         memcpy(job->tokens + n_prompt, generate->delivered->ids, n_delivered * sizeof *job->tokens);
+    r = convert_reply(generate, text, job, n_prompt);
+    if (r < 0)
+        return r;
     job->n_prompt = (uint32_t) n_prompt;
     job->n_delivered = (uint32_t) n_delivered;
     job->max_tokens = generate->max_tokens;

@@ -12,6 +12,7 @@
 
 #include "engine/format/checkpoint.h"
 #include "engine/serve/scheduler.h"
+#include "engine/text/reply.h"
 #include "engine/text/template.h"
 #include "engine/text/tokenizer.h"
 #include "proto/ds.pb-c.h"
@@ -23,6 +24,7 @@ struct ds_link_text {
     const struct ds_template *tmpl; /* NULL: chat is not possible, template_reason says why */
     const char *template_reason;
     const struct ds_sampling_advice *advice;
+    struct ds_reply_form form; /* how the model writes its replies */
 };
 
 /* Fields said in message (NULL: none), else the file's advice, else dsd's defaults. Without bias.

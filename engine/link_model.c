@@ -78,6 +78,7 @@ static int open_text(struct ds_link_model *model, struct ds_error *error)
         .tmpl = model->tmpl,
         .template_reason = model->template_error.text,
         .advice = ds_checkpoint_advice(model->checkpoint),
+        .form = ds_reply_form_of(ds_checkpoint_vocab(model->checkpoint)),
     };
     return 0;
 }

@@ -22,8 +22,11 @@ struct record {
     Ds__Usage usage;
     Ds__Timing timing;
     Ds__Error error;
+    Ds__ChatReply message;
     char stop[DS_STOP_BYTES_MAX + 1];
 };
+
+#define CALL_ID_SIZE 24u /* "call_N" */
 
 struct alternatives {            /* after the record, where log-probabilities are wanted */
     Ds__TokenLogprob *logprobs;  /* [n_tokens] */
@@ -61,12 +64,46 @@ static void fill_logprobs(const struct ds_output *output, const struct ds_tokeni
     }
 }
 
+/* All of it content is what no parts mean. */
+static size_t n_parts_said(const uint32_t *parts, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        if ((parts[i] & 3) != DS_PART_CONTENT)
+            return n;
+    return 0;
+}
+
+/* after: memory for the calls, behind all else of the record. */
+static void fill_message(struct record *record, const struct ds_reply_message *message, void *after)
+{
+    Ds__ToolCall *calls = after;
+    Ds__ToolCall **pointers = (Ds__ToolCall **) (calls + message->n_calls);
+    char *id = (char *) (pointers + message->n_calls);
+
+    ds__chat_reply__init(&record->message);
+    record->message.reasoning = binary(message->reasoning);
+    record->message.content = binary(message->content);
+    record->message.n_tool_calls = message->n_calls;
+    record->message.tool_calls = pointers;
+    for (size_t i = 0; i < message->n_calls; i++, id += CALL_ID_SIZE) {
+        ds__tool_call__init(&calls[i]);
+        (void) snprintf(id, CALL_ID_SIZE, "call_%u", (unsigned) i);
+        calls[i].id = id;
+        calls[i].name = message->calls[i].name;
+        calls[i].arguments_json = binary(message->calls[i].arguments);
+        pointers[i] = &calls[i];
+    }
+    record->result.message = &record->message;
+}
+
 static void fill_chunk(struct record *record, const struct ds_output *output)
 {
     ds__token_chunk__init(&record->chunk);
     record->chunk.n_ids = output->n_tokens;
     record->chunk.ids = (uint32_t *) output->tokens;
     record->chunk.text = binary(output->text);
+    record->chunk.n_parts = n_parts_said(output->parts, output->n_parts);
+    record->chunk.parts = (uint32_t *) output->parts;
     record->tokens.chunk = &record->chunk;
 }
 
@@ -104,6 +141,8 @@ static void fill_result(struct record *record, const struct ds_output *output)
     record->result.usage = &record->usage;
     record->result.timing = &record->timing;
     record->result.text = binary(output->tail_text);
+    record->result.n_parts = n_parts_said(output->tail_parts, output->n_tail_parts);
+    record->result.parts = (uint32_t *) output->tail_parts;
     if (output->stop.size && output->stop.size <= DS_STOP_BYTES_MAX) {
         memcpy(record->stop, output->stop.data, output->stop.size);
         record->result.stop = record->stop;
@@ -123,9 +162,12 @@ int ds_reply_tokens_new(const struct ds_output *output, const struct ds_tokenize
                         Ds__LinkTokens **ret_record)
 {
     size_t n = output->logprobs ? output->n_tokens : 0, m = output->top ? n * output->n_top : 0;
+    size_t n_calls = output->message ? output->message->n_calls : 0;
+    size_t alternatives = n * (sizeof(Ds__TokenLogprob) + sizeof(void *)) +
+                          m * (sizeof(Ds__TopToken) + sizeof(void *));
     struct record *record =
-        calloc(1, sizeof *record + n * (sizeof(Ds__TokenLogprob) + sizeof(void *)) +
-                      m * (sizeof(Ds__TopToken) + sizeof(void *)));
+        calloc(1, sizeof *record + alternatives +
+                      n_calls * (sizeof(Ds__ToolCall) + sizeof(void *) + CALL_ID_SIZE));
 
     if (!record)
         return -ENOMEM;
@@ -150,6 +192,8 @@ int ds_reply_tokens_new(const struct ds_output *output, const struct ds_tokenize
         fill_error(record, output);
     else if (output->finish)
         fill_result(record, output);
+    if (record->tokens.result && output->message)
+        fill_message(record, output->message, (char *) (record + 1) + alternatives);
     *ret_record = &record->tokens;
     return 0;
 }

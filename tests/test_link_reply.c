@@ -72,9 +72,20 @@ static void test_records_of_a_step_come_back_as_they_were(void **state)
     struct ds_output running = { .id = 10, .n_tokens = 1, .tokens = &token, .first = true };
     struct ds_output ended = { .id = 11, .finish = DS_FINISH_STOP };
     struct ds_output failed = { .id = 12, .finish = DS_FINISH_ERROR, .error = "no luck" };
+    const uint32_t parts[] = { 1 << 2 | DS_PART_MARKUP, 2 << 2 | DS_PART_REASONING };
+    const uint32_t plain[] = { 4 << 2 | DS_PART_CONTENT };
+    struct ds_tool_call calls[] = { { (char[]){ "f" }, { "{}", 2 } },
+                                    { (char[]){ "g" }, { "{\"a\": 1}", 8 } } };
+    struct ds_reply_message message = { { "why", 3 }, { "so", 2 }, calls, 2 };
     struct ds_step_bytes bytes = { 0 };
+    const Ds__ChatReply *chat;
     Ds__LinkStep *step;
 
+    running.parts = parts;
+    running.n_parts = 2;
+    ended.tail_parts = plain;
+    ended.n_tail_parts = 1;
+    ended.message = &message;
     running.text = (struct ds_bytes){ "xyz", 3 };
     running.logprobs = &logprob;
     running.top = top;
@@ -98,7 +109,17 @@ static void test_records_of_a_step_come_back_as_they_were(void **state)
     assert_memory_equal(step->outputs[0]->chunk->text.data, "xyz", 3);
     assert_int_equal(step->outputs[0]->chunk->logprobs[0]->n_top, 2);
     assert_int_equal(step->outputs[0]->chunk->logprobs[0]->top[1]->id, 5);
+    assert_int_equal(step->outputs[0]->chunk->n_parts, 2);
+    assert_int_equal(step->outputs[0]->chunk->parts[1], 2 << 2 | DS__PART__PART_REASONING);
     assert_null(step->outputs[0]->result);
+    chat = step->outputs[1]->result->message;
+    assert_int_equal(step->outputs[1]->result->n_parts, 0); /* all content needs no word */
+    assert_memory_equal(chat->reasoning.data, "why", 3);
+    assert_memory_equal(chat->content.data, "so", 2);
+    assert_int_equal(chat->n_tool_calls, 2);
+    assert_string_equal(chat->tool_calls[1]->id, "call_1");
+    assert_string_equal(chat->tool_calls[1]->name, "g");
+    assert_memory_equal(chat->tool_calls[1]->arguments_json.data, "{\"a\": 1}", 8);
     assert_null(step->outputs[1]->chunk);
     assert_int_equal(step->outputs[1]->result->reason, DS__REASON__REASON_STOP);
     assert_string_equal(step->outputs[1]->result->stop, "STOP");

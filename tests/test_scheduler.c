@@ -201,6 +201,40 @@ static void an_answer_goes_on_from_wherever_it_was_cut(void **state)
     }
 }
 
+static void a_chat_is_taken_apart_and_goes_on_from_wherever_it_was_cut(void **state)
+{
+    struct fixture *f = *state;
+    struct ds_scheduler_options options = ds_serving_options();
+
+    ds_serving_start(&f->serving, &options, 64);
+    for (unsigned i = 0; i < N_JOBS; i++) {
+        const struct ds_answer *plain = &f->expected[i];
+        struct ds_answer *whole = &f->serving.answers[0];
+        struct ds_spec spec = f->specs[i];
+
+        if (spec.score)
+            continue;
+        spec.chat = true;
+        *whole = (struct ds_answer){ 0 };
+        ds_serving_add(&f->serving, &spec, 0);
+        ds_serving_run(&f->serving);
+        ds_assert_same_answer(whole, plain); /* who does not ask for parts sees none */
+        assert_non_null(strchr(whole->message, '|'));
+        for (uint32_t k = 1; k <= whole->n_tokens; k += 3) {
+            struct ds_answer *answer = &f->serving.answers[k];
+
+            memcpy(spec.tokens + spec.n_prompt, whole->tokens, k * sizeof *whole->tokens);
+            spec.n_delivered = k;
+            *answer = (struct ds_answer){ 0 };
+            ds_serving_add(&f->serving, &spec, k);
+            ds_serving_run(&f->serving);
+            assert_int_equal(answer->n_tokens, whole->n_tokens - k);
+            assert_string_equal(answer->text, whole->text + whole->text_size - answer->text_size);
+            assert_string_equal(answer->message, whole->message);
+        }
+    }
+}
+
 static void a_known_prefix_is_not_computed_again_but_only_for_its_user(void **state)
 {
     struct fixture *f = *state;
@@ -567,6 +601,7 @@ int main(void)
         cmocka_unit_test(sixteen_jobs_at_once_yield_what_each_yields_alone),
         cmocka_unit_test(arrivals_cancels_budgets_and_cache_sizes_do_not_show),
         cmocka_unit_test(an_answer_goes_on_from_wherever_it_was_cut),
+        cmocka_unit_test(a_chat_is_taken_apart_and_goes_on_from_wherever_it_was_cut),
         cmocka_unit_test(a_known_prefix_is_not_computed_again_but_only_for_its_user),
         cmocka_unit_test(what_equal_prompts_begin_with_is_computed_once),
         cmocka_unit_test(a_score_is_the_sum_of_the_steps_however_it_is_cut),

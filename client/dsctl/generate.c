@@ -221,10 +221,12 @@ static int on_tokens(struct answer *answer, const struct ds_event *event)
     if (answer->dsctl->json) {
         object = dsctl_json_tokens(event->ids, event->n_ids, answer->visible.bytes,
                                    answer->visible.size);
-        if (chunk)
+        if (event->n_pieces && answer->think.mode == DSCTL_THINK_SHOW)
+            dsctl_json_parts(object, event);
+        if (chunk && chunk->n_logprobs)
             (void) cJSON_AddItemToObject(object, "logprobs", dsctl_json_logprobs(chunk));
         dsctl_json_print(object);
-    } else if (chunk) {
+    } else if (chunk && answer->logprobs) {
         print_logprobs(event, chunk);
     }
     (void) fflush(stdout);
@@ -278,6 +280,11 @@ static int on_final(struct answer *answer, const struct ds_event *event, bool in
         dsctl_json_print(dsctl_json_final(reply->generate));
     else if (answer->dsctl->statistics)
         print_statistics(reply->generate);
+    if (event->content_size) { /* what a conversation goes on with */
+        answer->whole.size = 0;
+        if (!append(&answer->whole, event->content, event->content_size))
+            return dsctl_fail(answer->dsctl, DSCTL_ERROR, "out of memory");
+    }
     if (interrupted)
         return DSCTL_INTERRUPTED;
     switch (event->reason) {

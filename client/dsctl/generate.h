@@ -63,6 +63,7 @@ int dsctl_starts_inside(struct dsctl *dsctl, const struct dsctl_model *model,
                         const struct ds_chat_turn *turns, size_t n_turns, bool *ret_inside);
 
 /* Submits request and prints what comes. A first SIGINT cancels: the answer so far is printed and
- * DSCTL_INTERRUPTED returned. *ret_text (may be NULL): the whole answer, fresh. An exit code. */
+ * DSCTL_INTERRUPTED returned. *ret_text (may be NULL): the whole answer, fresh, of a chat without
+ * its reasoning. An exit code. */
 int dsctl_answer(struct dsctl *dsctl, const struct ds_request *request, enum dsctl_think_mode think,
                  bool inside, char **ret_text);

@@ -123,6 +123,20 @@ cJSON *dsctl_json_tokens(const uint32_t *ids, size_t n_ids, const char *text, si
     return object;
 }
 
+void dsctl_json_parts(cJSON *object, const struct ds_event *event)
+{
+    static const char *const names[] = { "content", "reasoning", "tool_call", "markup" };
+    cJSON *array = cJSON_AddArrayToObject(object, "parts");
+
+    for (size_t i = 0; i < event->n_pieces; i++) {
+        cJSON *pair = cJSON_CreateArray();
+
+        (void) cJSON_AddItemToArray(pair, cJSON_CreateString(names[event->pieces[i].part & 3]));
+        (void) cJSON_AddItemToArray(pair, cJSON_CreateNumber((double) event->pieces[i].size));
+        (void) cJSON_AddItemToArray(array, pair);
+    }
+}
+
 cJSON *dsctl_json_top(size_t n_top, Ds__TopToken *const *top)
 {
     cJSON *array = cJSON_CreateArray();
@@ -190,9 +204,32 @@ static cJSON *final_object(const char *reason, const Ds__Usage *usage, const Ds_
     return object;
 }
 
+static cJSON *chat_object(const Ds__ChatReply *message)
+{
+    cJSON *object = cJSON_CreateObject(), *calls;
+
+    dsctl_json_text(object, "reasoning", message->reasoning.data, message->reasoning.len);
+    dsctl_json_text(object, "content", message->content.data, message->content.len);
+    calls = cJSON_AddArrayToObject(object, "tool_calls");
+    for (size_t i = 0; i < message->n_tool_calls; i++) {
+        const Ds__ToolCall *from = message->tool_calls[i];
+        cJSON *call = cJSON_CreateObject();
+
+        dsctl_json_text(call, "id", from->id, strlen(from->id));
+        dsctl_json_text(call, "name", from->name, strlen(from->name));
+        dsctl_json_text(call, "arguments", from->arguments_json.data, from->arguments_json.len);
+        (void) cJSON_AddItemToArray(calls, call);
+    }
+    return object;
+}
+
 cJSON *dsctl_json_final(const Ds__GenerateResult *result)
 {
-    return final_object(dsctl_reason_name(result->reason), result->usage, result->timing);
+    cJSON *object = final_object(dsctl_reason_name(result->reason), result->usage, result->timing);
+
+    if (result->message)
+        (void) cJSON_AddItemToObject(object, "message", chat_object(result->message));
+    return object;
 }
 
 cJSON *dsctl_json_failed(const char *code, const char *text, uint32_t completion_tokens)

@@ -28,6 +28,8 @@ void dsctl_json_print(cJSON *object);
 
 /* Shapes that several verbs share. */
 cJSON *dsctl_json_tokens(const uint32_t *ids, size_t n_ids, const char *text, size_t size);
+/* "parts": [["reasoning", 5], ...] of a token event's text, sizes in bytes. */
+void dsctl_json_parts(cJSON *object, const struct ds_event *event);
 cJSON *dsctl_json_logprobs(const Ds__TokenChunk *chunk);
 cJSON *dsctl_json_top(size_t n_top, Ds__TopToken *const *top);
 cJSON *dsctl_json_final(const Ds__GenerateResult *result);

@@ -52,11 +52,30 @@ static int keep_text(struct ds_scheduler *s, size_t *size, struct ds_bytes text)
     return 0;
 }
 
+/* The end of a chat's answer: what is held back, and the whole. */
+static int end_reply(struct ds_reply *reply, struct ds_output *output,
+                     struct ds_reply_message *message)
+{
+    int r;
+
+    r = ds_reply_feed(reply, output->tail_text, true);
+    if (r == 0)
+        r = ds_reply_end(reply);
+    if (r == 0)
+        r = ds_reply_take(reply, &output->tail_text, &output->tail_parts, &output->n_tail_parts);
+    if (r == 0)
+        r = ds_reply_message(reply, message);
+    if (r == 0)
+        output->message = message;
+    return r;
+}
+
 /* Completes output as the last one of sequence, which is gone afterwards. */
 static void finish(struct ds_scheduler *s, struct ds_sequence *sequence, struct ds_output *output,
                    enum ds_finish reason, uint64_t now, ds_output_sink *sink, void *arg)
 {
     int r = reason == DS_FINISH_ERROR ? -ENOMEM : 0;
+    struct ds_reply_message message;
 
     output->finish = reason;
     add_timing(sequence, now, output);
@@ -64,11 +83,14 @@ static void finish(struct ds_scheduler *s, struct ds_sequence *sequence, struct 
         output->stop = sequence->job.stops[sequence->stop];
     else if (r == 0 && sequence->detokenizer)
         r = ds_detokenizer_finish(sequence->detokenizer, &output->tail_text);
+    if (r == 0 && sequence->job.reply)
+        r = end_reply(sequence->job.reply, output, &message);
     if (r < 0) {
         output->finish = DS_FINISH_ERROR;
         output->error_code = r;
         output->error = "the engine ran out of memory for the answer's text: try again later";
         output->text = output->tail_text = (struct ds_bytes){ 0 };
+        output->n_parts = output->n_tail_parts = 0;
     }
     if (sequence->running)
         ds_scheduler_stop(s, sequence);
@@ -157,6 +179,8 @@ void ds_scheduler_deliver(struct ds_scheduler *s, struct ds_sequence *sequence, 
     output.n_tokens = n;
     output.tokens = s->picked + first;
     output.text = text;
+    if (job->reply && ds_reply_take(job->reply, &output.text, &output.parts, &output.n_parts) < 0)
+        sequence->ended = DS_FINISH_ERROR;
     if (job->want_logprobs || job->n_top > 0) {
         for (uint32_t i = 0; i < n; i++)
             logprobs[i] = (float) s->logprobs[first + i];

@@ -23,6 +23,7 @@
 #include "engine/backend.h"
 #include "engine/model/model.h"
 #include "engine/serve/sampler.h"
+#include "engine/text/reply.h"
 #include "engine/text/tokenizer.h"
 
 struct ds_scheduler;
@@ -65,6 +66,7 @@ struct ds_job {
     struct ds_logit_bias *bias; /* owned; sampling.bias points to it */
     struct ds_bytes *stops;     /* owned, with their bytes in the same allocation */
     uint32_t n_stops;
+    struct ds_reply *reply;  /* owned; takes the answer of a chat apart; NULL: none */
     uint64_t deadline_nsec;  /* CLOCK_MONOTONIC, 0 = none */
     uint64_t submitted_nsec; /* when dsd accepted it */
 };
@@ -74,7 +76,9 @@ struct ds_output {
     uint64_t id;
     uint32_t n_tokens; /* new tokens; the end token is one, without text */
     const uint32_t *tokens;
-    struct ds_bytes text;           /* what they add */
+    struct ds_bytes text;  /* what they add */
+    const uint32_t *parts; /* of a chat: of text, as ds_reply_take() */
+    size_t n_parts;
     const float *logprobs;          /* [n_tokens] or NULL */
     const struct ds_top_token *top; /* [n_tokens][n_top] or NULL */
     uint32_t n_top;
@@ -83,7 +87,10 @@ struct ds_output {
     uint32_t n_drafted, n_accepted; /* guesses so far, and of these, what became tokens */
     enum ds_finish finish;          /* 0: goes on */
     struct ds_bytes tail_text;      /* with finish: text held back until now */
-    struct ds_bytes stop;           /* with DS_FINISH_STOP by a stop string: which */
+    const uint32_t *tail_parts;
+    size_t n_tail_parts;
+    const struct ds_reply_message *message; /* of a chat, with finish; NULL: none */
+    struct ds_bytes stop;                   /* with DS_FINISH_STOP by a stop string: which */
     double queue_ms, prefill_ms, ttft_ms, decode_ms; /* with finish */
     /* score, with finish: */
     double nll;

@@ -10,6 +10,7 @@ void ds_job_deinit(struct ds_job *job)
     free(job->bias);
     free(job->stops);
     (void) ds_adapter_free(job->adapter);
+    (void) ds_reply_free(job->reply);
     *job = (struct ds_job){ .id = job->id };
 }
 
@@ -98,7 +99,9 @@ static int make_room(struct ds_sequence *sequence, uint32_t context)
 static int replay(struct ds_sequence *sequence, const struct ds_tokenizer *tokenizer)
 {
     const struct ds_job *job = &sequence->job;
+    const uint32_t *parts;
     struct ds_bytes text;
+    size_t n_parts;
     int r;
 
     sequence->n_tokens = job->n_prompt;
@@ -107,6 +110,8 @@ static int replay(struct ds_sequence *sequence, const struct ds_tokenizer *token
     r = ds_detokenizer_new(&sequence->detokenizer, tokenizer, job->stops, job->n_stops, true);
     for (uint32_t i = 0; r == 0 && i < job->n_delivered && !sequence->ended; i++)
         r = ds_sequence_append(sequence, tokenizer, job->tokens[job->n_prompt + i], &text);
+    if (r == 0 && job->reply) /* delivered with them */
+        r = ds_reply_take(job->reply, &text, &parts, &n_parts);
     return r;
 }
 
@@ -156,6 +161,22 @@ struct ds_sequence *ds_sequence_free(struct ds_sequence *sequence)
     return NULL;
 }
 
+/* The text goes to the reply, and after it the token's name where it is one that is not shown. */
+static int feed_reply(struct ds_sequence *sequence, const struct ds_tokenizer *tokenizer,
+                      uint32_t token, struct ds_bytes *text)
+{
+    struct ds_reply *reply = sequence->job.reply;
+    int r;
+
+    if (!reply)
+        return 0;
+    r = ds_reply_feed(reply, *text, true);
+    if (r == 0 && ds_tokenizer_is_control(tokenizer, token))
+        r = ds_reply_feed(reply, ds_tokenizer_piece(tokenizer, token), false);
+    *text = (struct ds_bytes){ 0 };
+    return r;
+}
+
 int ds_sequence_append(struct ds_sequence *sequence, const struct ds_tokenizer *tokenizer,
                        uint32_t token, struct ds_bytes *ret_text)
 {
@@ -177,5 +198,5 @@ int ds_sequence_append(struct ds_sequence *sequence, const struct ds_tokenizer *
     } else if (sequence->n_tokens == sequence->limit) {
         sequence->ended = DS_FINISH_LENGTH;
     }
-    return 0;
+    return feed_reply(sequence, tokenizer, token, ret_text);
 }

@@ -73,7 +73,7 @@ int ds_sequence_new(struct ds_sequence **ret_sequence, struct ds_job *job,
 struct ds_sequence *ds_sequence_free(struct ds_sequence *sequence); /* holds no blocks any more */
 
 /* Appends an answer token: sets ended and stop where it ends the answer. *ret_text: what it adds,
- * borrowed from the detokeniser. -ENOMEM. */
+ * borrowed from the detokeniser; nothing where job.reply has it. -ENOMEM. */
 int ds_sequence_append(struct ds_sequence *sequence, const struct ds_tokenizer *tokenizer,
                        uint32_t token, struct ds_bytes *ret_text);
 

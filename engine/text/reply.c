@@ -48,8 +48,9 @@ struct ds_reply {
     size_t taken;        /* given out up to here */
     size_t taken_span;   /* the span that taken lies in */
     bool ended;
-    struct text out; /* what ds_reply_take() gave */
-    struct list out_parts;
+    unsigned turn;      /* which of the two is next */
+    struct text out[2]; /* what ds_reply_take() gave */
+    struct list out_parts[2];
     struct text reasoning, content; /* of the message */
     struct ds_tool_calls calls;
 };
@@ -171,8 +172,10 @@ struct ds_reply *ds_reply_free(struct ds_reply *reply)
     free(reply->hidden.items);
     free(reply->spans.items);
     free(reply->regions.items);
-    free(reply->out.data);
-    free(reply->out_parts.items);
+    for (unsigned i = 0; i < 2; i++) {
+        free(reply->out[i].data);
+        free(reply->out_parts[i].items);
+    }
     free(reply->reasoning.data);
     free(reply->content.data);
     ds_tool_calls_deinit(&reply->calls);
@@ -485,28 +488,31 @@ int ds_reply_take(struct ds_reply *reply, struct ds_bytes *ret_text, const uint3
                   size_t *ret_n_parts)
 {
     const struct span *spans = reply->spans.items;
+    struct text *out = &reply->out[reply->turn];
+    struct list *parts = &reply->out_parts[reply->turn];
     int r = 0;
 
-    reply->out.size = 0;
-    reply->out_parts.n = 0;
+    reply->turn = !reply->turn;
+    out->size = 0;
+    parts->n = 0;
     while (r == 0 && reply->taken < reply->at) {
         const struct span *span = &spans[reply->taken_span];
-        size_t before = reply->out.size;
+        size_t before = out->size;
         uint32_t *part;
 
-        r = append_shown(reply, &reply->out, reply->taken, span->end);
-        if (r == 0 && reply->out.size > before) {
-            part = add_item(&reply->out_parts, sizeof *part);
+        r = append_shown(reply, out, reply->taken, span->end);
+        if (r == 0 && out->size > before) {
+            part = add_item(parts, sizeof *part);
             if (!part)
                 return -ENOMEM;
-            *part = (uint32_t) (reply->out.size - before) << 2 | (uint32_t) span->part;
+            *part = (uint32_t) (out->size - before) << 2 | (uint32_t) span->part;
         }
         reply->taken = span->end;
         reply->taken_span += reply->taken_span + 1 < reply->spans.n;
     }
-    *ret_text = (struct ds_bytes){ reply->out.data, reply->out.size };
-    *ret_parts = reply->out_parts.items;
-    *ret_n_parts = reply->out_parts.n;
+    *ret_text = (struct ds_bytes){ out->data, out->size };
+    *ret_parts = parts->items;
+    *ret_n_parts = parts->n;
     return r;
 }
 

@@ -69,7 +69,7 @@ int ds_reply_feed(struct ds_reply *reply, struct ds_bytes text, bool shown);
 int ds_reply_end(struct ds_reply *reply);
 
 /* Shown text that has become certain since the last call, and its parts: n_parts times
- * size << 2 | enum ds_part. Borrowed until the next call on reply. -ENOMEM. */
+ * size << 2 | enum ds_part. Borrowed until the call of this after the next one. -ENOMEM. */
 int ds_reply_take(struct ds_reply *reply, struct ds_bytes *ret_text, const uint32_t **ret_parts,
                   size_t *ret_n_parts);
 

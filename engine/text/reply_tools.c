@@ -191,6 +191,8 @@ static int take_object(struct ds_tool_calls *calls, struct ds_bytes *text)
 
     *text = trim(*text);
     object = take_json(text, &source);
+    if (!object)
+        return r;
     source = trim(source);
     name = json_object_get(object, "name");
     if (!json_is_string(name)) {

@@ -88,6 +88,9 @@ struct ds_job ds_spec_job(const struct ds_spec *spec, uint64_t id)
     memcpy(job.bias, spec->bias, sizeof spec->bias);
     job.sampling.bias = job.bias;
     job.sampling.n_bias = spec->n_bias;
+    if (spec->chat)
+        assert_int_equal(
+            ds_reply_new(&job.reply, (struct ds_reply_form){ true, DS_TOOLS_HERMES }, true), 0);
     for (unsigned i = 0; i < spec->n_stops; i++) {
         char *bytes = (char *) (job.stops + 2) + i * sizeof spec->stops[0];
 
@@ -116,6 +119,24 @@ static void add_text(struct ds_answer *answer, struct ds_bytes text)
     answer->text_size += text.size;
 }
 
+static void check_parts(const uint32_t *parts, size_t n, struct ds_bytes text)
+{
+    for (size_t i = 0; i < n; text.size -= parts[i++] >> 2)
+        assert_true(parts[i] >> 2 > 0 && parts[i] >> 2 <= text.size);
+    assert_true(n == 0 || text.size == 0);
+}
+
+static void take_message(struct ds_answer *answer, const struct ds_reply_message *message)
+{
+    if (!message)
+        return;
+    assert_int_equal(message->n_calls, 0);
+    assert_true(snprintf(answer->message, sizeof answer->message, "%.*s|%.*s",
+                         (int) message->reasoning.size, message->reasoning.data,
+                         (int) message->content.size,
+                         message->content.data) < (int) sizeof answer->message);
+}
+
 static void take(void *arg, const struct ds_output *output)
 {
     struct ds_serving *serving = arg;
@@ -125,6 +146,9 @@ static void take(void *arg, const struct ds_output *output)
     assert_int_equal(answer->finish, 0); /* nothing comes after the end */
     assert_int_equal(output->first, answer->n_outputs == 0);
     answer->n_outputs++;
+    check_parts(output->parts, output->n_parts, output->text);
+    check_parts(output->tail_parts, output->n_tail_parts, output->tail_text);
+    take_message(answer, output->message);
     for (uint32_t i = 0; i < output->n_tokens; i++) {
         uint32_t n = answer->n_tokens++;
 

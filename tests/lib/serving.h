@@ -18,6 +18,7 @@ enum { DS_SPEC_TOKENS = 256, DS_ANSWER_TEXT = 8192 };
 struct ds_spec {
     uint32_t uid;
     bool score;
+    bool chat;                       /* a reply that takes the answer apart, its reasoning open */
     uint32_t tokens[DS_SPEC_TOKENS]; /* prompt, then delivered */
     uint32_t n_prompt, n_delivered, max_tokens;
     bool ignore_eos, want_logprobs;
@@ -39,6 +40,7 @@ struct ds_answer {
     uint32_t n_tokens, n_outputs;
     char text[DS_ANSWER_TEXT]; /* NUL-terminated */
     size_t text_size;
+    char message[DS_ANSWER_TEXT]; /* of a chat: reasoning, '|', content; NUL-terminated */
     char stop[33];
     enum ds_finish finish; /* 0: has not ended */
     double nll;
