@@ -96,14 +96,17 @@ static int load_mtp(struct ds_deepseek *d, struct ds_weight_loader *loader)
 }
 
 /* How many of the file's layers are the model's own. The others are modules that predict further
- * tokens; some files count them and have left them out, others have left out the count too. */
+ * tokens: some files count them and have left them out, others have left them out of both. */
 static uint32_t count_layers(const struct ds_weight_loader *loader, const struct ds_hyper *h,
                              bool *ret_mtp)
 {
-    uint32_t n = h->n_nextn < h->n_layers ? h->n_layers - h->n_nextn : h->n_layers;
+    const uint32_t own = h->n_nextn < h->n_layers ? h->n_layers - h->n_nextn : h->n_layers;
+    const int n = (int) own;
 
-    *ret_mtp = n < h->n_layers && ds_has_tensor(loader, (int) n, "nextn.eh_proj.weight");
-    return *ret_mtp || !ds_has_tensor(loader, (int) n, "attn_norm.weight") ? n : h->n_layers;
+    *ret_mtp = own < h->n_layers && (ds_has_tensor(loader, n, "nextn.eh_proj.weight") ||
+                                     ds_has_tensor(loader, n, "nextn.enorm.weight") ||
+                                     ds_has_tensor(loader, n, "nextn.hnorm.weight"));
+    return *ret_mtp || !ds_has_tensor(loader, n, "attn_norm.weight") ? own : h->n_layers;
 }
 
 static int make_activations(struct ds_deepseek *d, struct ds_weight_loader *loader, bool mtp)

@@ -226,7 +226,7 @@ uint8_t *ds_tiny_deepseek_file(const struct ds_tiny_deepseek *model, const char 
         const struct ds_tiny_tensor *tensor = &model->tensors[i];
         bool kv_b = ends_in(tensor->name, "attn_kv_b.weight");
 
-        if (without && ends_in(tensor->name, without))
+        if (without && strcmp(tensor->name, without) == 0)
             continue;
         if (kv_b && model->options.kv != DS_TINY_KV_ONE)
             put_split(writer, model, tensor);

@@ -64,6 +64,6 @@ struct ds_tiny_deepseek *ds_tiny_deepseek_free(struct ds_tiny_deepseek *model);
 const float *ds_tiny_deepseek_get(const struct ds_tiny_deepseek *model, int layer,
                                   const char *name);
 
-/* Fresh memory: the file. free(). A name that ends in `without` is left out (NULL: none is). */
+/* Fresh memory: the file. free(). The tensor called `without` is left out (NULL: none is). */
 uint8_t *ds_tiny_deepseek_file(const struct ds_tiny_deepseek *model, const char *without,
                                size_t *ret_size);
