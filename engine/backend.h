@@ -28,7 +28,8 @@ struct ds_weight;  /* one matrix as the device likes it, or a stack of them */
 struct ds_adapter; /* engine/model/adapter.h */
 struct ds_kv;      /* keys and values of one model: n_blocks blocks of DS_KV_BLOCK positions */
 
-enum ds_kv_type { DS_KV_F32, DS_KV_F16 };
+/* Q8_0 and Q4_0 need dimensions that are multiples of 32. */
+enum ds_kv_type { DS_KV_F32, DS_KV_F16, DS_KV_BF16, DS_KV_Q8_0, DS_KV_Q4_0 };
 
 struct ds_kv_geometry {
     uint32_t n_layers;
@@ -154,6 +155,7 @@ struct ds_backend {
     void (*weight_free)(struct ds_backend *backend, struct ds_weight *weight);
     size_t (*weight_bytes)(const struct ds_weight *weight); /* resident memory of its own */
 
+    /* -ENOMEM, -EINVAL (a type that cannot hold these dimensions; kv_bytes() is 0 then). */
     int (*kv_new)(struct ds_backend *backend, const struct ds_kv_geometry *geometry,
                   struct ds_kv **ret_kv);
     void (*kv_free)(struct ds_backend *backend, struct ds_kv *kv);

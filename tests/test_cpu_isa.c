@@ -266,7 +266,13 @@ static void operations_on_rows_are_the_same_bits_on_every_set(void **state)
 
 /* --- attention --- */
 
-enum { SEQUENCES = 3, HEADS = 6, KV_HEADS = 2, KEY = 40, VALUE = 72, BLOCKS = 40 };
+enum { SEQUENCES = 3, HEADS = 6, BLOCKS = 40 };
+
+struct cut {
+    enum ds_kv_type type;
+    uint32_t n_kv_heads, key_dim, value_dim, window;
+    bool shared;
+};
 
 static const uint32_t lengths[SEQUENCES] = { 1100, 37, 530 };
 
@@ -275,19 +281,21 @@ struct cache {
     struct ds_kv *kv;
     const float *k, *v, *q; /* all sequences' rows, one after the other */
     float *out;
-    uint32_t window;
+    const struct cut *cut;
 };
 
 /* Runs rows first .. + count of each sequence as one batch and puts the results into out. */
 static void run_batch(const struct cache *cache, const uint32_t *first, const uint32_t *count)
 {
-    const size_t q_width = HEADS * KEY, k_width = KV_HEADS * KEY, v_width = KV_HEADS * VALUE;
+    const struct cut *cut = cache->cut;
+    const size_t q_width = HEADS * cut->key_dim, k_width = cut->n_kv_heads * cut->key_dim;
+    const size_t v_width = cut->n_kv_heads * cut->value_dim, out_width = HEADS * cut->value_dim;
     struct ds_backend *backend = cache->backend;
     struct ds_batch batch = ds_case_batch(SEQUENCES, first, count, BLOCKS);
     struct ds_buffer *q = ds_case_buffer(backend, NULL, batch.n_tokens * q_width);
     struct ds_buffer *k = ds_case_buffer(backend, NULL, batch.n_tokens * k_width);
     struct ds_buffer *v = ds_case_buffer(backend, NULL, batch.n_tokens * v_width);
-    struct ds_buffer *out = ds_case_buffer(backend, NULL, batch.n_tokens * (size_t) HEADS * VALUE);
+    struct ds_buffer *out = ds_case_buffer(backend, NULL, batch.n_tokens * out_width);
     float *rows = malloc(batch.n_tokens * q_width * sizeof *rows), *result;
     uint32_t base[SEQUENCES] = { 0, lengths[0], lengths[0] + lengths[1] };
 
@@ -304,11 +312,11 @@ static void run_batch(const struct cache *cache, const uint32_t *first, const ui
 #undef FILL
     assert_int_equal(backend->kv_write(backend, cache->kv, 0, k, v, &batch), 0);
     assert_int_equal(
-        backend->attention(backend, out, q, cache->kv, 0, &batch, HEADS, 0.9f, cache->window), 0);
-    result = ds_case_read(backend, out, batch.n_tokens * (size_t) HEADS * VALUE);
+        backend->attention(backend, out, q, cache->kv, 0, &batch, HEADS, 0.9f, cut->window), 0);
+    result = ds_case_read(backend, out, batch.n_tokens * out_width);
     for (uint32_t i = 0; i < batch.n_tokens; i++)
-        memcpy(cache->out + (base[batch.sequences[i]] + batch.positions[i]) * HEADS * VALUE,
-               result + (size_t) i * HEADS * VALUE, HEADS * VALUE * sizeof *result);
+        memcpy(cache->out + (base[batch.sequences[i]] + batch.positions[i]) * out_width,
+               result + i * out_width, out_width * sizeof *result);
     free(result);
     free(rows);
     free((void *) batch.tokens);
@@ -324,11 +332,12 @@ static void run_in_pieces(struct cache *cache, struct ds_case_random *random, ui
 {
     uint32_t first[SEQUENCES] = { 0 }, count[SEQUENCES], left = 1;
     struct ds_kv_geometry geometry = { .n_layers = 1,
-                                       .n_kv_heads = KV_HEADS,
-                                       .key_dim = KEY,
-                                       .value_dim = VALUE,
+                                       .n_kv_heads = cache->cut->n_kv_heads,
+                                       .key_dim = cache->cut->key_dim,
+                                       .value_dim = cache->cut->value_dim,
                                        .n_blocks = SEQUENCES * BLOCKS,
-                                       .type = DS_KV_F16 };
+                                       .type = cache->cut->type,
+                                       .shared = cache->cut->shared };
 
     assert_int_equal(cache->backend->kv_new(cache->backend, &geometry, &cache->kv), 0);
     while (left) {
@@ -353,15 +362,15 @@ static void run_in_pieces(struct cache *cache, struct ds_case_random *random, ui
     cache->backend->kv_free(cache->backend, cache->kv);
 }
 
-static void cut_prompts(uint32_t window)
+static void cut_prompts(const struct cut *cut)
 {
-    const size_t n = lengths[0] + lengths[1] + lengths[2], n_out = n * HEADS * VALUE;
+    const size_t n = lengths[0] + lengths[1] + lengths[2], n_out = n * HEADS * cut->value_dim;
     struct ds_case_random random = { 26 };
-    float *q = ds_case_rows(&random, (uint32_t) n, HEADS * KEY, false);
-    float *k = ds_case_rows(&random, (uint32_t) n, KV_HEADS * KEY, false);
-    float *v = ds_case_rows(&random, (uint32_t) n, KV_HEADS * VALUE, false);
+    float *q = ds_case_rows(&random, (uint32_t) n, HEADS * cut->key_dim, false);
+    float *k = ds_case_rows(&random, (uint32_t) n, cut->n_kv_heads * cut->key_dim, false);
+    float *v = ds_case_rows(&random, (uint32_t) n, cut->n_kv_heads * cut->value_dim, false);
     float *right = calloc(n_out, sizeof *right), *out = calloc(n_out, sizeof *out);
-    struct cache cache = { reference(), NULL, k, v, q, right, window };
+    struct cache cache = { reference(), NULL, k, v, q, right, cut };
 
     assert_non_null(right);
     assert_non_null(out);
@@ -391,14 +400,21 @@ static void cut_prompts(uint32_t window)
 static void attention_is_the_same_bits_however_the_prompt_is_cut(void **state)
 {
     (void) state;
-    cut_prompts(0);
+    cut_prompts(&(struct cut){ DS_KV_F16, 2, 40, 72, 0, false });
 }
 
 static void and_so_it_is_with_a_window(void **state)
 {
     (void) state;
-    cut_prompts(70);
-    cut_prompts(600);
+    cut_prompts(&(struct cut){ DS_KV_Q8_0, 2, 64, 96, 70, false });
+    cut_prompts(&(struct cut){ DS_KV_Q4_0, 2, 32, 64, 600, false });
+}
+
+static void and_where_values_are_keys(void **state)
+{
+    (void) state;
+    cut_prompts(&(struct cut){ DS_KV_BF16, 1, 40, 24, 0, true });
+    cut_prompts(&(struct cut){ DS_KV_Q4_0, 1, 96, 64, 0, true });
 }
 
 int main(void)
@@ -412,6 +428,7 @@ int main(void)
         cmocka_unit_test(operations_on_rows_are_the_same_bits_on_every_set),
         cmocka_unit_test(attention_is_the_same_bits_however_the_prompt_is_cut),
         cmocka_unit_test(and_so_it_is_with_a_window),
+        cmocka_unit_test(and_where_values_are_keys),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -11,6 +11,7 @@
  * Which queries share registers changes no bit: each lane is one query's and one position's (or
  * dimension's) chain of multiply-adds.
  */
+#include <assert.h>
 #include <math.h>
 
 #include "engine/cpu/attend.h"
@@ -457,6 +458,116 @@ void ATTEND_NAME(conclude)(float *out, const float *state, uint32_t value_dim)
         v16_store(out + d, v16_div(v16_load(from + d), sum));
     if (d < value_dim)
         v16_store_n(out + d, v16_div(v16_load(from + d), sum), value_dim - d);
+}
+
+/* --- the cache's types --- */
+
+/* Asks for what lies n bytes (up to 64) from `from`: the next block, while this one is read. */
+always_inline void ask(const uint8_t *from, size_t n)
+{
+    __builtin_prefetch(from + n, 0, 2);
+}
+
+always_inline void widen_halves(enum ds_kv_type type, float *out, const uint8_t *in,
+                                const uint8_t *next, size_t n)
+{
+    for (size_t i = 0; i + 32 <= n; i += 32) {
+        const uint16_t *halves = (const uint16_t *) (in + 2 * i);
+
+        ask(next, 2 * i);
+        v16_store(out + i, type == DS_KV_F16 ? v16_load_f16(halves) : v16_load_bf16(halves));
+        v16_store(out + i + 16,
+                  type == DS_KV_F16 ? v16_load_f16(halves + 16) : v16_load_bf16(halves + 16));
+    }
+    if (n % 32) {
+        const uint16_t *halves = (const uint16_t *) (in + 2 * (n - 16));
+
+        v16_store(out + n - 16, type == DS_KV_F16 ? v16_load_f16(halves) : v16_load_bf16(halves));
+    }
+}
+
+/* 32 dimensions of 32 positions each; or, below, 32 dimensions of one position. */
+always_inline void widen_columns(enum ds_kv_type type, float *out, const uint8_t *in,
+                                 const uint8_t *next, const uint16_t *scales)
+{
+    v16 a = v16_load_f16(scales), b = v16_load_f16(scales + 16), high[2];
+
+    for (size_t i = 0; i < (type == DS_KV_Q8_0 ? 32 : 16); i++, in += 32, out += 32) {
+        if (i % 2 == 0)
+            ask(next, i * 32);
+        if (type == DS_KV_Q8_0) {
+            v16_store(out, v16_mul(v16_load_i8((const int8_t *) in), a));
+            v16_store(out + 16, v16_mul(v16_load_i8((const int8_t *) in + 16), b));
+            continue;
+        }
+        v16_store(out, v16_mul(v16_load_u4(in, &high[0]), a));
+        v16_store(out + 16, v16_mul(v16_load_u4(in + 16, &high[1]), b));
+        v16_store(out + 16 * 32, v16_mul(high[0], a));
+        v16_store(out + 16 * 32 + 16, v16_mul(high[1], b));
+    }
+}
+
+always_inline void widen_group(enum ds_kv_type type, float *out, const uint8_t *in, v16 scale)
+{
+    v16 low, high;
+
+    if (type == DS_KV_Q8_0) {
+        low = v16_load_i8((const int8_t *) in);
+        high = v16_load_i8((const int8_t *) in + 16);
+    } else {
+        low = v16_load_u4(in, &high);
+    }
+    v16_store(out, v16_mul(low, scale));
+    v16_store(out + 16, v16_mul(high, scale));
+}
+
+always_inline void widen_scaled(enum ds_kv_type type, float *out,
+                                const struct ds_kv_section *section, const uint8_t *in,
+                                const uint8_t *next)
+{
+    const uint16_t *scales = (const uint16_t *) (in + section->scales_at);
+    const size_t group_bytes = type == DS_KV_Q8_0 ? 32 : 16;
+    size_t n_groups = (size_t) section->n_rows * section->width / 32;
+
+    if (section->columns) {
+        for (size_t i = 0; i < n_groups; i += 32)
+            widen_columns(type, out + 32 * i, in + group_bytes * i, next + group_bytes * i,
+                          scales + i);
+        return;
+    }
+    for (size_t first = 0; first < n_groups; first += 16) { /* there are 32 rows, so no rest */
+        float lanes[16];
+
+        v16_store(lanes, v16_load_f16(scales + first));
+        for (size_t i = first; i < first + 16; i++) {
+            if (i % 2 == 0)
+                ask(next, group_bytes * i);
+            widen_group(type, out + 32 * i, in + group_bytes * i, v16_set1(lanes[i - first]));
+        }
+    }
+}
+
+void ATTEND_NAME(widen)(float *out, const struct ds_kv_section *section, const void *at,
+                        const void *next)
+{
+    size_t n = (size_t) section->n_rows * section->width;
+
+    switch (section->type) {
+    case DS_KV_F16:
+        widen_halves(DS_KV_F16, out, at, next, n);
+        return;
+    case DS_KV_BF16:
+        widen_halves(DS_KV_BF16, out, at, next, n);
+        return;
+    case DS_KV_Q8_0:
+        widen_scaled(DS_KV_Q8_0, out, section, at, next);
+        return;
+    case DS_KV_Q4_0:
+        widen_scaled(DS_KV_Q4_0, out, section, at, next);
+        return;
+    case DS_KV_F32:
+        assert(!"lies as it is wanted");
+    }
 }
 
 void ATTEND_NAME(widen_f16)(float *out, const uint16_t *in, size_t n)

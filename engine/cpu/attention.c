@@ -120,8 +120,9 @@ static size_t query_at(const struct attention *attention, const struct pass *pas
     return (size_t) row * attention->n_heads + head;
 }
 
-/* Puts the pass' queries into groups, scaled. */
-static void pack_queries(const struct attention *attention, const struct pass *pass, float *out)
+/* Puts the pass' queries into groups, scaled; turned is memory for one of them. */
+static void pack_queries(const struct attention *attention, const struct pass *pass, float *out,
+                         float *turned)
 {
     uint32_t group = attention->kv->geometry.shared ? DS_ATTEND_LANES : DS_ATTEND_QUERIES;
     size_t dim = attention->kv->geometry.key_dim;
@@ -136,6 +137,11 @@ static void pack_queries(const struct attention *attention, const struct pass *p
                 continue;
             }
             q = attention->q + query_at(attention, pass, first + i) * dim;
+            if (attention->kv->key_rotation) {
+                memcpy(turned, q, dim * sizeof *q);
+                ds_kv_rotate(turned, (uint32_t) dim, attention->kv->key_rotation);
+                q = turned;
+            }
             for (size_t d = 0; d < dim; d++)
                 out[d * group + i] = q[d] * attention->scale;
         }
@@ -192,20 +198,30 @@ static bool look(const struct attention *attention, struct pass *pass, uint32_t 
 
 /* --- segments --- */
 
-/* One block of the tile, as floats; memory holds what does not lie in the cache that way. */
+/* The pass' KV head in the sequence's logical block */
+static const char *block_at(const struct attention *attention, const struct pass *pass,
+                            uint32_t logical)
+{
+    return ds_kv_head(attention->kv, attention->layer,
+                      ds_kv_block(attention->batch, pass->tile->first_row, logical), pass->kv_head);
+}
+
+/* One block of the tile, as floats; memory holds what does not lie in the cache that way. next is
+ * the block that will be wanted after this tile. */
 static void load_block(const struct attention *attention, struct ds_attend *attend, unsigned i,
-                       const void *at, float *memory)
+                       const char *at, const char *next, float *memory)
 {
     const struct ds_kv *kv = attention->kv;
+    const struct ds_kernels *kernels = attention->cpu->kernels;
+    size_t n_keys = (size_t) kv->keys.n_rows * kv->keys.width, key_bytes = kv->keys.size_bytes;
 
-    attend->keys[i] = at;
-    if (kv->geometry.type == DS_KV_F16) {
-        attention->cpu->kernels->widen_f16(memory, at, kv->head_elements);
-        attend->keys[i] = memory;
-    }
-    attend->values[i] = attend->keys[i];
+    attend->keys[i] = kv->geometry.type == DS_KV_F32 ? (const float *) at : memory;
+    attend->values[i] = attend->keys[i] + (kv->geometry.shared ? 0 : n_keys);
+    if (kv->geometry.type == DS_KV_F32)
+        return;
+    kernels->widen(memory, &kv->keys, at, next);
     if (!kv->geometry.shared)
-        attend->values[i] += (size_t) DS_KV_BLOCK * kv->geometry.key_dim;
+        kernels->widen(memory + n_keys, &kv->values, at + key_bytes, next + key_bytes);
 }
 
 /* One segment for all queries of a pass, packed in q; seen must be fresh. */
@@ -225,22 +241,20 @@ static void attend_segment(const struct attention *attention, struct pass *pass,
                                 .state = seen.state };
 
     for (uint32_t first = 0; first < SEGMENT_BLOCKS; first += DS_ATTEND_BLOCKS) {
-        uint32_t start = (segment * SEGMENT_BLOCKS + first) * DS_KV_BLOCK;
+        uint32_t start = (segment * SEGMENT_BLOCKS + first) * DS_KV_BLOCK, n_blocks;
 
         if (start > last)
             return;
         if (!look(attention, pass, start))
             continue;
-        for (attend.n_blocks = 0; attend.n_blocks < DS_ATTEND_BLOCKS; attend.n_blocks++) {
-            uint32_t logical = start / DS_KV_BLOCK + attend.n_blocks;
+        n_blocks = last / DS_KV_BLOCK + 1 - start / DS_KV_BLOCK;
+        attend.n_blocks = n_blocks < DS_ATTEND_BLOCKS ? n_blocks : DS_ATTEND_BLOCKS;
+        for (unsigned i = 0; i < attend.n_blocks; i++) {
+            uint32_t block = start / DS_KV_BLOCK + i;
+            uint32_t next = i + DS_ATTEND_BLOCKS < n_blocks ? block + DS_ATTEND_BLOCKS : block;
 
-            if (logical * DS_KV_BLOCK > last)
-                break;
-            load_block(attention, &attend, attend.n_blocks,
-                       ds_kv_head(kv, attention->layer,
-                                  ds_kv_block(attention->batch, pass->tile->first_row, logical),
-                                  pass->kv_head),
-                       scratch->blocks + attend.n_blocks * block_floats(kv));
+            load_block(attention, &attend, i, block_at(attention, pass, block),
+                       block_at(attention, pass, next), scratch->blocks + i * block_floats(kv));
         }
         attention->cpu->kernels->attend(&attend);
     }
@@ -256,9 +270,11 @@ static void conclude(const struct attention *attention, const struct pass *pass,
                      const float *state)
 {
     uint32_t dim = attention->kv->geometry.value_dim;
+    float *out = attention->out + query_at(attention, pass, i) * dim;
 
-    attention->cpu->kernels->conclude(attention->out + query_at(attention, pass, i) * dim, state,
-                                      dim);
+    attention->cpu->kernels->conclude(out, state, dim);
+    if (attention->kv->value_rotation)
+        ds_kv_rotate(out, dim, attention->kv->value_rotation);
 }
 
 /* All segments of a tile, one after the other. The longest come first: what is left at the end is
@@ -273,7 +289,7 @@ static void attend_tile(void *arg, uint32_t item, unsigned thread)
 
     for (uint32_t first = 0; first < tile->n_rows * attention->group; first += pass.n) {
         pass_init(&pass, attention, tile, item % n_kv_heads, first);
-        pack_queries(attention, &pass, scratch.q);
+        pack_queries(attention, &pass, scratch.q, scratch.blocks);
         seen_init(scratch.total, pass.n, attention->width);
         attend_segment(attention, &pass, 0, scratch.total, &scratch);
         for (uint32_t segment = 1; segment < tile->n_segments; segment++) {
@@ -332,7 +348,7 @@ static void attend_part(void *arg, uint32_t item, unsigned thread)
         pass_init(&pass, attention, tile, kv_head, first);
         if (segment && segment < first_seen(attention, &pass, 0) / SEGMENT)
             continue; /* nobody will ask */
-        pack_queries(attention, &pass, scratch.q);
+        pack_queries(attention, &pass, scratch.q, scratch.blocks);
         seen_init(part, pass.n, attention->width);
         attend_segment(attention, &pass, segment, part, &scratch);
     }

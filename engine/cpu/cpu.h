@@ -17,15 +17,19 @@ struct ds_buffer {
     size_t mapping_bytes;
 };
 
+/* One head of one block lies as two sections (kernels.h): keys [key_dim][32 positions], values
+ * [32][value_stride]; where values are shared, as one: keys [32][key_stride]. */
 struct ds_kv {
     struct ds_kv_geometry geometry;
-    uint32_t key_stride, value_stride; /* key_dim, value_dim padded to 16 */
-    size_t head_elements;              /* of one head of one block: keys [key_dim][32], values
-                                          [32][value_stride]; where shared: keys [32][key_stride] */
+    uint32_t key_stride, value_stride;     /* key_dim, value_dim padded to 16 */
+    uint32_t key_rotation, value_rotation; /* ds_kv_rotate()'s n; 0: as they are */
+    struct ds_kv_section keys, values;     /* values.size_bytes 0: shared */
+    size_t head_bytes;
     size_t mapping_bytes;
-    void *data; /* [layer][block][kv head][head_elements] of float or f16; lazily backed */
+    void *data; /* [layer][block][kv head][head_bytes]; lazily backed */
     size_t index_bytes;
-    void *index; /* [layer][block][index_dim][32] of float or f16; lazily backed; NULL: none */
+    void
+        *index; /* [layer][block][index_dim][32] of float (F32) or f16; lazily backed; NULL: none */
 };
 
 /* cos and sin of the last positions asked for: every layer asks for the same. */
@@ -86,6 +90,10 @@ void *ds_kv_index(const struct ds_kv *kv, uint32_t layer, uint32_t block);
 void ds_kv_copy_slot(const struct ds_kv *to, uint32_t to_block, uint32_t to_slot,
                      const struct ds_kv *from, uint32_t layer, uint32_t from_block,
                      uint32_t from_slot);
+
+/* Multiplies each n (a power of two that divides dim) of x[dim] by the orthonormal Hadamard matrix
+ * of that size; twice is not at all. */
+void ds_kv_rotate(float *x, uint32_t dim, uint32_t n);
 
 /* The physical block that holds the row's sequence's logical block. */
 static inline uint32_t ds_kv_block(const struct ds_batch *batch, uint32_t row, uint32_t logical)

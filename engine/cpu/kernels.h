@@ -30,6 +30,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "engine/backend.h"
 #include "engine/cpu/panel.h"
 
 /*
@@ -118,6 +119,24 @@ struct ds_gemm_float {
 };
 
 /*
+ * Part of the KV cache: n_rows rows of width elements of a type, width a multiple of 16 (32 with
+ * scales), and behind them the scales (f16) where the type has any, one for 32 elements of one
+ * position:
+ *
+ *      columns  rows are dimensions, elements positions (width 32):  scale [row / 32][element]
+ *      else     rows are positions, elements dimensions:             scale [row][element / 32]
+ *
+ * Q4_0 has elements i and i + 16 of such 32 in one byte, low and high, biased by 8.
+ */
+struct ds_kv_section {
+    enum ds_kv_type type;
+    uint32_t n_rows, width;
+    bool columns;
+    size_t scales_at; /* bytes before the scales */
+    size_t size_bytes;
+};
+
+/*
  * Attention of some queries to one tile: DS_ATTEND_POSITIONS positions of one KV head, as floats.
  * Queries come in groups, q[group][key_dim][queries of a group], times the scale and log2 e.
  *
@@ -175,7 +194,11 @@ struct ds_kernels {
     void (*merge)(float *max, float *state, float part_max, const float *part,
                   uint32_t value_stride);
     void (*conclude)(float *out, const float *state, uint32_t value_dim); /* divides */
-    void (*widen_f16)(float *out, const uint16_t *in, size_t n);          /* n a multiple of 16 */
+    /* out[n_rows][width] = the section at at, which is not F32. next: what will be wanted soon, the
+     * same size. */
+    void (*widen)(float *out, const struct ds_kv_section *section, const void *at,
+                  const void *next);
+    void (*widen_f16)(float *out, const uint16_t *in, size_t n); /* n a multiple of 16 */
     /* out[32] = sum over heads of weights[h] max(0, q[h] . key), for each of the 32 keys
      * [dim][32]; q [n_heads][dim]. fma chains over dim, then over heads. */
     void (*index_scores)(float *out, const float *keys, uint32_t dim, const float *q,

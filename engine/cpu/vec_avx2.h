@@ -75,6 +75,26 @@ static inline v16 v16_load_bf16(const uint16_t *p)
     return (v16){ v16_half_bf16(p), v16_half_bf16(p + 8) };
 }
 
+static inline v16 v16_from_i8(__m128i a)
+{
+    return (v16){ _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(a)),
+                  _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(a, 8))) };
+}
+
+static inline v16 v16_load_i8(const int8_t *p)
+{
+    return v16_from_i8(_mm_loadu_si128((const __m128i *) p));
+}
+
+static inline v16 v16_load_u4(const uint8_t *p, v16 *ret_high)
+{
+    __m128i bytes = _mm_loadu_si128((const __m128i *) p), low = _mm_set1_epi8(15);
+    __m128i eight = _mm_set1_epi8(8), high = _mm_and_si128(_mm_srli_epi16(bytes, 4), low);
+
+    *ret_high = v16_from_i8(_mm_sub_epi8(high, eight));
+    return v16_from_i8(_mm_sub_epi8(_mm_and_si128(bytes, low), eight));
+}
+
 static inline v16 v16_add(v16 a, v16 b)
 {
     return V16_BOTH(_mm256_add_ps, a, b);

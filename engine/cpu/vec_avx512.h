@@ -46,6 +46,25 @@ static inline v16 v16_load_bf16(const uint16_t *p)
     return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
 }
 
+static inline v16 v16_from_i8(__m128i a)
+{
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(a));
+}
+
+static inline v16 v16_load_i8(const int8_t *p)
+{
+    return v16_from_i8(_mm_loadu_si128((const __m128i *) p));
+}
+
+static inline v16 v16_load_u4(const uint8_t *p, v16 *ret_high)
+{
+    __m128i bytes = _mm_loadu_si128((const __m128i *) p), low = _mm_set1_epi8(15);
+    __m128i eight = _mm_set1_epi8(8), high = _mm_and_si128(_mm_srli_epi16(bytes, 4), low);
+
+    *ret_high = v16_from_i8(_mm_sub_epi8(high, eight));
+    return v16_from_i8(_mm_sub_epi8(_mm_and_si128(bytes, low), eight));
+}
+
 static inline v16 v16_add(v16 a, v16 b)
 {
     return _mm512_add_ps(a, b);

@@ -103,6 +103,24 @@ V16_INLINE v16 v16_load_bf16(const uint16_t *p)
     return r;
 }
 
+V16_INLINE v16 v16_load_i8(const int8_t *p)
+{
+    v16 r;
+
+    V16_LANES r.x[i_] = p[i_];
+    return r;
+}
+
+/* The low halves of sixteen bytes, less 8, and in *ret_high the high ones likewise. */
+V16_INLINE v16 v16_load_u4(const uint8_t *p, v16 *ret_high)
+{
+    v16 low;
+
+    V16_LANES low.x[i_] = (float) ((p[i_] & 15) - 8);
+    V16_LANES ret_high->x[i_] = (float) ((p[i_] >> 4) - 8);
+    return low;
+}
+
 V16_INLINE v16 v16_add(v16 a, v16 b)
 {
     V16_LANES a.x[i_] += b.x[i_];

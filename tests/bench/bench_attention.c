@@ -22,25 +22,31 @@
 #include "engine/cpu/cpu.h"
 #include "tests/lib/cpu_case.h"
 
-#define REPEATS     8u
+#define REPEATS     4u
 #define PROMPT_ROWS 512u
 #define WORKING_SET ((size_t) 96 << 20)
 
 struct shape {
     const char *name;
     uint32_t n_heads, n_kv_heads, key_dim, value_dim;
+    bool shared;
 };
 
 static const struct shape shapes[] = {
-    { "SmolLM2-135M 9/3x64", 9, 3, 64, 64 },
-    { "Qwen-1.5B 12/2x128", 12, 2, 128, 128 },
-    { "Llama-8B 32/8x128", 32, 8, 128, 128 },
+    { "SmolLM2-135M 9/3x64", 9, 3, 64, 64, false },
+    { "Qwen-1.5B 12/2x128", 12, 2, 128, 128, false },
+    { "Llama-8B 32/8x128", 32, 8, 128, 128, false },
+    { "V2-Lite MLA 16x576", 16, 1, 576, 512, true },
 };
 
 static const struct {
     const char *name;
     enum ds_kv_type type;
-} types[] = { { "F32", DS_KV_F32 }, { "F16", DS_KV_F16 } };
+} types[] = { { "F32", DS_KV_F32 },
+              { "F16", DS_KV_F16 },
+              { "BF16", DS_KV_BF16 },
+              { "Q8_0", DS_KV_Q8_0 },
+              { "Q4_0", DS_KV_Q4_0 } };
 
 static clockid_t time_source = CLOCK_MONOTONIC;
 
@@ -212,7 +218,8 @@ static struct subject subject_new(struct ds_backend *backend, const struct shape
                                        .key_dim = shape->key_dim,
                                        .value_dim = shape->value_dim,
                                        .n_blocks = n_positions / DS_KV_BLOCK + 1,
-                                       .type = type };
+                                       .type = type,
+                                       .shared = shape->shared };
     float *q = ds_case_rows(&random, PROMPT_ROWS, width, false);
 
     assert_int_equal(backend->kv_new(backend, &geometry, &subject.kv), 0);
@@ -256,7 +263,8 @@ static void bench_decode(struct ds_backend *backend, const struct shape *shape,
                                   .key_dim = shape->key_dim,
                                   .value_dim = shape->value_dim,
                                   .n_blocks = 4096 / DS_KV_BLOCK,
-                                  .type = type };
+                                  .type = type,
+                                  .shared = shape->shared };
     size_t bytes = backend->kv_bytes(&one);
     struct subject subject =
         subject_new(backend, shape, type, 4096, (uint32_t) (WORKING_SET / bytes) + 1);
