@@ -90,6 +90,8 @@ static const struct key keys[] = {
           "engine crashes that fail the request or model causing them"),
     BYTES("engine", memory, 0, UINT64_C(1) << 50, 0,
           "bytes for resident models; 0: four fifths of the machine's"),
+    CHOICE("engine", kv_type, 0, "auto F32 F16 BF16 Q8_0 Q4_0", /* in order of Ds__KvType */
+           "how keys and values are kept; auto: F16, or F32 where the model is F32"),
     BYTES("engine", kv_bytes, 0, UINT64_C(1) << 50, 0, "bytes of KV cache per model; 0: as needed"),
 };
 

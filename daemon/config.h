@@ -32,6 +32,7 @@ struct ds_config { /* what each field means is said once, in the table in config
     uint64_t queued_bytes_per_user, region_bytes_per_user, arena_bytes_max, replay_bytes;
 
     uint32_t threads, context, max_step_ms, speculation, hang_sec, start_sec, load_sec, crashes_max;
+    uint32_t kv_type; /* Ds__KvType */
     uint64_t memory, kv_bytes;
 
     uint32_t admins[DS_ADMINS_MAX]; /* admin_users resolved */

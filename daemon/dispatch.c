@@ -137,6 +137,26 @@ static bool demand_context(struct ds_call *call, struct ds_resident *resident, u
     return false;
 }
 
+/* The type of cache that a load asks for: chosen now, or there already. */
+static bool demand_kv_type(struct ds_call *call, struct ds_resident *resident, Ds__KvType type)
+{
+    Ds__KvType has =
+        resident->state == DS_RESIDENT_RESIDENT ? resident->kv_type_used : resident->kv_type;
+
+    if (resident->state == DS_RESIDENT_QUEUED && resident->files_sent == 0 &&
+        !resident->kv_type_strict) {
+        resident->kv_type = type;
+        resident->kv_type_strict = true;
+        return true;
+    }
+    if (has == type)
+        return true;
+    ds_call_fail(call, DS__ERROR__CODE__BUSY, 0,
+                 "model %s is resident, or being loaded, with another kv_type: unload it first",
+                 resident->files->name);
+    return false;
+}
+
 static void start_on_model(struct ds_call *call, const Ds__Request *request)
 {
     struct ds_server *server = call->server;
@@ -151,6 +171,9 @@ static void start_on_model(struct ds_call *call, const Ds__Request *request)
     }
     if (request->op_case == DS__REQUEST__OP_LOAD && request->load->context &&
         !demand_context(call, resident, request->load->context))
+        return;
+    if (request->op_case == DS__REQUEST__OP_LOAD && request->load->kv_type &&
+        !demand_kv_type(call, resident, request->load->kv_type))
         return;
     ds_resident_join(resident, call);
     call->state = DS_CALL_LOADING;

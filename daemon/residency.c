@@ -162,6 +162,7 @@ static struct ds_resident *resident_new(struct ds_server *server, struct ds_mode
     resident->id = ++server->next_model_id;
     resident->state = DS_RESIDENT_QUEUED;
     resident->context = server->config.context;
+    resident->kv_type = (Ds__KvType) server->config.kv_type;
     ds_list_init(&resident->calls);
     ds_list_init(&resident->loras);
     inherit(resident);
@@ -370,6 +371,8 @@ static void send_load(struct ds_resident *resident)
     load.context = resident->context;
     load.demand_context = resident->context_demanded;
     load.kv_bytes = server->config.kv_bytes;
+    load.kv_type = resident->kv_type;
+    load.kv_type_strict = resident->kv_type_strict;
     r = ds_engine_process_load(&server->engine, &load, resident->files, &resident->files_sent);
     if (r == 0) {
         resident->state = DS_RESIDENT_LOADING;
@@ -466,6 +469,7 @@ void ds_resident_loaded(struct ds_resident *resident, const Ds__ModelInfo *info)
         resident->kv_bytes = info->kv_bytes;
         resident->n_parameters = info->n_parameters;
         resident->positions = info->context;
+        resident->kv_type_used = info->kv_type;
     }
     server->engine.failures = 0;
     trim(server, resident);
@@ -618,6 +622,7 @@ void ds_resident_info(const struct ds_resident *resident, Ds__ModelInfo *info, u
     info->weight_bytes = resident->weight_bytes;
     info->kv_bytes = resident->kv_bytes;
     info->context = resident->positions;
+    info->kv_type = resident->kv_type_used;
     info->device = (char *) resident->device;
     info->type = (char *) resident->type;
     info->n_parameters = resident->n_parameters;

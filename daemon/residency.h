@@ -54,7 +54,9 @@ struct ds_resident {
     bool reload;           /* was resident when the engine died: fits, and waits for nothing */
     bool context_demanded; /* by a load that named it */
     uint32_t context;
-    uint64_t engine_id; /* of the load or unload under way, else 0 */
+    Ds__KvType kv_type;  /* asked for */
+    bool kv_type_strict; /* by who loads it: nothing else will do */
+    uint64_t engine_id;  /* of the load or unload under way, else 0 */
     unsigned files_sent;
     uint64_t load_began_nsec;
     double load_sec, fraction;
@@ -65,6 +67,7 @@ struct ds_resident {
     char architecture[32], device[32], type[16];
     uint64_t weight_bytes, kv_bytes, n_parameters;
     uint32_t positions;
+    Ds__KvType kv_type_used;
 };
 
 /* The model that reference means for a client, made QUEUED where it is not there yet. On failure

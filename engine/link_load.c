@@ -100,6 +100,8 @@ static void load_task_run(struct ds_task *base)
         .context = message->context,
         .demand_context = message->demand_context,
         .kv_bytes = message->kv_bytes,
+        .kv_type = message->kv_type,
+        .kv_type_strict = message->kv_type_strict,
     };
 
     if (atomic_load_explicit(&load->cancelled, memory_order_relaxed))

@@ -83,6 +83,24 @@ static int open_text(struct ds_link_model *model, struct ds_error *error)
     return 0;
 }
 
+/* On the wire 0 is the model's own, the others follow. */
+static int choose_kv_type(struct ds_link_model *model, const struct ds_link_model_spec *spec,
+                          struct ds_error *error)
+{
+    struct ds_error refused = { "" };
+    int r;
+
+    if (spec->kv_type == DS__KV_TYPE__KV_AUTO)
+        return 0;
+    if ((unsigned) spec->kv_type > DS__KV_TYPE__KV_Q4_0)
+        return ds_error_set(error, -EINVAL, "%s: kv_type %d: no such type", model->name,
+                            (int) spec->kv_type);
+    r = ds_model_use_kv_type(model->weights, (enum ds_kv_type)(spec->kv_type - 1), &refused);
+    if (r == 0 || !spec->kv_type_strict)
+        return 0;
+    return ds_error_set(error, r, "%s: %s", model->name, refused.text);
+}
+
 static int open_scheduler(struct ds_link_model *model, const struct ds_link_model_spec *spec,
                           const struct ds_link_environment *environment, struct ds_error *error)
 {
@@ -165,6 +183,9 @@ int ds_link_model_open(struct ds_link_model **ret_model, const struct ds_link_mo
                       error);
     if (r < 0)
         return r;
+    r = choose_kv_type(model, spec, error);
+    if (r < 0)
+        return r;
     r = open_scheduler(model, spec, environment, error);
     if (r < 0)
         return r;
@@ -188,10 +209,14 @@ void ds_link_checkpoint_info(const struct ds_checkpoint *checkpoint, Ds__ModelIn
 void ds_link_model_info(const struct ds_link_model *model, const struct ds_backend *backend,
                         Ds__ModelInfo *ret_info)
 {
+    struct ds_kv_geometry geometry;
+
+    ds_model_kv_geometry(model->weights, &geometry);
     ds_link_checkpoint_info(model->checkpoint, ret_info);
     ret_info->name = model->name;
     ret_info->weight_bytes = ds_model_weight_bytes(model->weights);
     ret_info->kv_bytes = ds_scheduler_kv_bytes(model->scheduler);
+    ret_info->kv_type = (Ds__KvType) (geometry.type + 1);
     ret_info->context = model->context;
     ret_info->device = (char *) backend->name;
     ret_info->state = (char *) "resident";

@@ -38,6 +38,8 @@ struct ds_link_model_spec {
     uint32_t context;    /* 0 = the model's own; the least of both */
     bool demand_context; /* context as it is, by ds_checkpoint_stretch(), or an error */
     uint64_t kv_bytes;   /* 0 = the environment's */
+    Ds__KvType kv_type;
+    bool kv_type_strict; /* else the model's own, where it cannot have that */
 };
 
 struct ds_link_lora; /* link_lora.c */

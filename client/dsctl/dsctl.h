@@ -160,6 +160,7 @@ __attribute__((format(printf, 3, 4))) void dsctl_cell(struct dsctl_table *table,
 void dsctl_table_print(struct dsctl_table *table); /* and frees it */
 /* "98.4 MB" into buffer, which is returned. */
 const char *dsctl_bytes(char buffer[32], uint64_t bytes);
+const char *dsctl_kv_type(Ds__KvType type); /* "Q8_0"; "-" where nothing is known */
 /* "3 h 5 min" */
 const char *dsctl_duration(char buffer[32], double seconds);
 /* Bytes as a quoted, printable C-like string. */

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "client/dsctl/json.h"
 
+#include "client/dsctl/dsctl.h"
+
 #include "proto/base.h"
 
 /* Length of the UTF-8 character at bytes, 0 where there is none (Unicode 15, table 3-7). */
@@ -259,6 +261,8 @@ cJSON *dsctl_json_model(const Ds__ModelInfo *model)
     dsctl_json_u64(object, "file_bytes", model->file_bytes);
     dsctl_json_u64(object, "weight_bytes", model->weight_bytes);
     dsctl_json_u64(object, "kv_bytes", model->kv_bytes);
+    if (model->kv_type)
+        (void) cJSON_AddStringToObject(object, "kv_type", dsctl_kv_type(model->kv_type));
     (void) cJSON_AddStringToObject(object, "device", model->device);
     (void) cJSON_AddBoolToObject(object, "pinned", model->pinned);
     dsctl_json_u64(object, "requests", model->requests);

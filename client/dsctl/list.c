@@ -60,7 +60,7 @@ static int ps(struct dsctl *dsctl, int argc, char **argv)
 {
     ds_cleanup(ds_message_free_p) Ds__Reply *reply = NULL;
     Ds__PsRequest request = DS__PS_REQUEST__INIT;
-    const char *const titles[] = { "MODEL",   "STATE",  "DEVICE",   "WEIGHTS", "CACHE",
+    const char *const titles[] = { "MODEL",   "STATE",  "DEVICE",   "WEIGHTS", "CACHE", "KV",
                                    "CONTEXT", "PINNED", "REQUESTS", "USERS",   "IDLE" };
     struct dsctl_table *table;
     char text[32];
@@ -76,7 +76,7 @@ static int ps(struct dsctl *dsctl, int argc, char **argv)
         print_json(reply->ps->n_models, reply->ps->models);
         return DSCTL_OK;
     }
-    table = dsctl_table_new(10, titles);
+    table = dsctl_table_new(11, titles);
     for (size_t i = 0; i < reply->ps->n_models; i++) {
         const Ds__ModelInfo *model = reply->ps->models[i];
 
@@ -85,6 +85,7 @@ static int ps(struct dsctl *dsctl, int argc, char **argv)
         dsctl_cell(table, false, "%s", dash(model->device));
         dsctl_cell(table, true, "%s", dsctl_bytes(text, model->weight_bytes));
         dsctl_cell(table, true, "%s", dsctl_bytes(text, model->kv_bytes));
+        dsctl_cell(table, false, "%s", dsctl_kv_type(model->kv_type));
         dsctl_cell(table, true, "%u", model->context);
         dsctl_cell(table, false, "%s", model->pinned ? "yes" : "no");
         dsctl_cell(table, true, "%u", model->requests);

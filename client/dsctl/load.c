@@ -5,12 +5,33 @@
 
 #include "proto/base.h"
 
-enum { KEY_PIN = 400, KEY_CONTEXT, KEY_FORCE };
+#include <ctype.h>
+
+enum { KEY_PIN = 400, KEY_CONTEXT, KEY_KV_TYPE, KEY_FORCE };
 
 struct load {
     bool pin, force;
     uint64_t context;
+    Ds__KvType kv_type;
 };
+
+static int take_kv_type(const char *value, Ds__KvType *ret_type)
+{
+    const ProtobufCEnumValue *found;
+    char name[16];
+    int n = snprintf(name, sizeof name, "KV_%s", value);
+
+    for (char *c = name; *c; c++)
+        *c = (char) toupper((unsigned char) *c);
+    found = protobuf_c_enum_descriptor_get_value_by_name(&ds__kv_type__descriptor, name);
+    if (n < 0 || (size_t) n >= sizeof name || !found) {
+        fprintf(stderr, "dsctl: --kv-type is auto, F32, F16, BF16, Q8_0 or Q4_0, not '%s'\n",
+                value);
+        return DSCTL_USAGE;
+    }
+    *ret_type = (Ds__KvType) found->value;
+    return DSCTL_OK;
+}
 
 static int take(void *target, int key, const char *value)
 {
@@ -23,6 +44,8 @@ static int take(void *target, int key, const char *value)
     case KEY_FORCE:
         load->force = true;
         return DSCTL_OK;
+    case KEY_KV_TYPE:
+        return take_kv_type(value, &load->kv_type);
     default:
         return dsctl_number("--ctx", value, DSCTL_CTX_MIN, DSCTL_CTX_MAX, &load->context);
     }
@@ -62,9 +85,10 @@ static void print_loaded(const struct dsctl *dsctl, const Ds__LoadResult *result
         (void) cJSON_AddNumberToObject(object, "seconds", result->seconds);
         dsctl_json_print(object);
     } else if (model) {
-        printf("%s: %s %s, context %u; on %s in %.2f s: weights %s, cache up to %s\n", model->name,
-               model->architecture, model->type, model->context, model->device, result->seconds,
-               dsctl_bytes(memory, model->weight_bytes), dsctl_bytes(cache, model->kv_bytes));
+        printf("%s: %s %s, context %u; on %s in %.2f s: weights %s, cache up to %s %s\n",
+               model->name, model->architecture, model->type, model->context, model->device,
+               result->seconds, dsctl_bytes(memory, model->weight_bytes),
+               dsctl_bytes(cache, model->kv_bytes), dsctl_kv_type(model->kv_type));
     } else {
         printf("%s: loaded in %.2f s\n", name, result->seconds);
     }
@@ -86,6 +110,7 @@ static int load(struct dsctl *dsctl, int argc, char **argv)
     request.model = &ref;
     request.pin = options.pin;
     request.context = (uint32_t) options.context;
+    request.kv_type = options.kv_type;
     code = dsctl_ask(dsctl, DS__REQUEST__OP_LOAD, &request, &reply);
     if (code == DSCTL_OK)
         print_loaded(dsctl, reply->load, name);
@@ -160,6 +185,7 @@ static const struct dsctl_option load_options[] = {
     { "pin", NULL, "never evict it for another model", KEY_PIN },
     { "ctx", "N", "positions a request may use (default: the model's own)", KEY_CONTEXT },
     { "context", "N", "the same", KEY_CONTEXT },
+    { "kv-type", "TYPE", "how keys and values are kept: F32, F16, BF16, Q8_0, Q4_0", KEY_KV_TYPE },
     { NULL, NULL, NULL, 0 },
 };
 static const struct dsctl_option unload_options[] = {

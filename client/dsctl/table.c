@@ -98,6 +98,14 @@ void dsctl_table_print(struct dsctl_table *table)
     free(table);
 }
 
+const char *dsctl_kv_type(Ds__KvType type)
+{
+    const ProtobufCEnumValue *value =
+        protobuf_c_enum_descriptor_get_value(&ds__kv_type__descriptor, (int) type);
+
+    return value && type != DS__KV_TYPE__KV_AUTO ? value->name + strlen("KV_") : "-";
+}
+
 const char *dsctl_bytes(char buffer[32], uint64_t bytes)
 {
     const char *const units[] = { "B", "kB", "MB", "GB", "TB", "PB" };

@@ -98,6 +98,34 @@ void ds_model_kv_geometry(const struct ds_model *model, struct ds_kv_geometry *r
         ds_deepseek_kv_geometry(model->deepseek, ret_geometry);
 }
 
+int ds_model_use_kv_type(struct ds_model *model, enum ds_kv_type type, struct ds_error *error)
+{
+    enum ds_kv_type before = model->kv_type;
+    struct ds_kv_geometry geometry;
+
+    model->kv_type = type;
+    ds_model_kv_geometry(model, &geometry);
+    geometry.n_blocks = 1;
+    if (model->backend->kv_bytes(&geometry) != 0)
+        return 0;
+    model->kv_type = before;
+    return ds_error_set(error, -EINVAL,
+                        "kv_type %s: needs heads of a multiple of 32 dimensions, and this model's "
+                        "have %u and %u; take F16",
+                        ds_kv_type_name(type), geometry.key_dim, geometry.value_dim);
+}
+
+const char *ds_kv_type_name(enum ds_kv_type type)
+{
+    static const char *const names[] = { [DS_KV_F32] = "F32",
+                                         [DS_KV_F16] = "F16",
+                                         [DS_KV_BF16] = "BF16",
+                                         [DS_KV_Q8_0] = "Q8_0",
+                                         [DS_KV_Q4_0] = "Q4_0" };
+
+    return names[type];
+}
+
 uint64_t ds_model_weight_bytes(const struct ds_model *model)
 {
     return model->weight_bytes;

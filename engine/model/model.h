@@ -44,6 +44,11 @@ int ds_model_load_naive(struct ds_model **ret_model, struct ds_backend *backend,
  * else F16. */
 void ds_model_kv_geometry(const struct ds_model *model, struct ds_kv_geometry *ret_geometry);
 
+/* Another type than that, before its first KV cache. -EINVAL with a text: the model's heads do not
+ * allow it; nothing has changed. */
+int ds_model_use_kv_type(struct ds_model *model, enum ds_kv_type type, struct ds_error *error);
+const char *ds_kv_type_name(enum ds_kv_type type); /* "Q8_0" */
+
 uint64_t ds_model_weight_bytes(const struct ds_model *model);
 void ds_model_cost(const struct ds_model *model, struct ds_model_cost *ret_cost);
 uint32_t ds_model_n_vocab(const struct ds_model *model); /* width of a row of logits */

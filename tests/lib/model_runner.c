@@ -42,6 +42,19 @@ void ds_runner_init_form(struct ds_runner *runner, struct ds_backend *backend, i
         runner->blocks[i] = n_blocks - 1 - i;
 }
 
+void ds_runner_use_kv_type(struct ds_runner *runner, enum ds_kv_type type)
+{
+    struct ds_kv_geometry geometry;
+    struct ds_error error = { "" };
+
+    if (ds_model_use_kv_type(runner->model, type, &error) < 0)
+        fail_msg("%s", error.text);
+    ds_model_kv_geometry(runner->model, &geometry);
+    geometry.n_blocks = (runner->context + DS_KV_BLOCK - 1) / DS_KV_BLOCK;
+    runner->backend->kv_free(runner->backend, runner->kv);
+    assert_int_equal(runner->backend->kv_new(runner->backend, &geometry, &runner->kv), 0);
+}
+
 void ds_runner_deinit(struct ds_runner *runner)
 {
     runner->backend->kv_free(runner->backend, runner->kv);

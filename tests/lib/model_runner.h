@@ -28,6 +28,8 @@ void ds_runner_init(struct ds_runner *runner, struct ds_backend *backend, int fd
 /* naive: latent attention in its naive form. */
 void ds_runner_init_form(struct ds_runner *runner, struct ds_backend *backend, int fd,
                          uint32_t context, uint32_t batch_max, bool naive);
+/* Another type of KV cache than the model's own, which must allow it. Before the first feed. */
+void ds_runner_use_kv_type(struct ds_runner *runner, enum ds_kv_type type);
 void ds_runner_deinit(struct ds_runner *runner);
 
 /* Forgets the sequence. */
