@@ -166,8 +166,8 @@ struct ds_event {
     const char *text; /* UTF-8, whole characters; NUL-terminated at text_size. FINAL: the last text
                          of the answer */
     size_t text_size;
-    const void *
-        message; /* FINAL: packed ds.Reply. TOKENS with logprobs: packed ds.TokenChunk. Else NULL */
+    const void *message; /* FINAL: packed ds.Reply. TOKENS with logprobs or pieces: packed
+                            ds.TokenChunk. Else NULL */
     size_t message_size;
     enum ds_reason reason; /* FINAL of a generation */
     uint32_t prompt_tokens, cached_tokens, completion_tokens;

@@ -89,6 +89,42 @@ static void test_logprobs_come_as_the_packed_message(void **state)
     }
 }
 
+static void test_a_chat_comes_with_its_pieces_and_whole(void **state)
+{
+    struct fixture *f = *state;
+    struct ds_chat_turn turn = { "user", "hello" };
+    struct ds_request request = stream_request(5, 3);
+    struct ds_event event;
+    uint64_t id;
+
+    fixture_dial(f, 0);
+    request.prompt = NULL;
+    request.turns = &turn;
+    request.n_turns = 1;
+    assert_int_equal(ds_submit(f->ds, &request, &id), 0);
+    for (uint32_t i = 0; i < 3; i++) {
+        assert_int_equal(ds_next(f->ds, &event, PATIENT), 0);
+        assert_int_equal(event.type, DS_EVENT_TOKENS);
+        assert_int_equal(event.ids[0], fake_token(5, i));
+        assert_int_equal(event.n_pieces, 2);
+        assert_int_equal(event.pieces[0].part, DS_PART_IS_REASONING);
+        assert_int_equal(event.pieces[0].size, event.text_size - 1);
+        assert_int_equal(event.pieces[1].part, DS_PART_IS_MARKUP);
+    }
+    assert_int_equal(ds_next(f->ds, &event, PATIENT), 0);
+    assert_int_equal(event.type, DS_EVENT_FINAL);
+    assert_int_equal(event.n_pieces, 0);
+    assert_int_equal(event.reasoning_size, 3);
+    assert_memory_equal(event.reasoning, "why", 3);
+    assert_int_equal(event.content_size, 0);
+    assert_non_null(event.content);
+    assert_int_equal(event.n_calls, 1);
+    assert_string_equal(event.calls[0].id, "call_0");
+    assert_string_equal(event.calls[0].name, "f");
+    assert_int_equal(event.calls[0].arguments_size, 2);
+    assert_memory_equal(event.calls[0].arguments, "{}", 2);
+}
+
 static void test_a_payload_in_pieces_is_put_together(void **state)
 {
     struct fixture *f = *state;
@@ -521,6 +557,7 @@ int main(void)
         T(events_of_several_streams_come_whole_and_in_order),
         T(more_requests_than_the_arena_holds_go_through),
         T(logprobs_come_as_the_packed_message),
+        T(a_chat_comes_with_its_pieces_and_whole),
         T(a_payload_in_pieces_is_put_together),
         T(a_reply_larger_than_the_ring_arrives),
         T(a_load_reports_progress_before_its_end),

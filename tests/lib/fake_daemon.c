@@ -23,6 +23,7 @@ struct request {
     uint64_t seed;
     uint32_t position, max_tokens, seq;
     bool messages, cancelled;
+    bool chat; /* every token is reasoning and markup, and the message calls f */
 };
 
 struct connection {
@@ -175,19 +176,26 @@ static void post_token(struct fake_daemon *fake, struct connection *connection,
 {
     Ds__TokenChunk chunk = DS__TOKEN_CHUNK__INIT;
     Ds__TokenLogprob logprob = DS__TOKEN_LOGPROB__INIT, *logprobs = &logprob;
+    uint32_t parts[2] = { 0, 1 << 2 | DS__PART__PART_MARKUP };
     uint8_t payload[32];
     uint32_t id = fake_token(request->seed, request->position++);
     int n;
 
     memcpy(payload, &id, sizeof id);
     n = sprintf((char *) payload + sizeof id, "%u ", id);
-    if (!request->messages) {
+    if (!request->messages && !request->chat) {
         post(fake, connection, request->id, &request->seq, DS_CQE_TOKENS, 0, 1, payload,
              sizeof id + (size_t) n);
         return;
     }
     logprob.logprob = -1.5f;
-    chunk.n_ids = chunk.n_logprobs = 1;
+    chunk.n_ids = 1;
+    chunk.n_logprobs = request->messages;
+    if (request->chat) {
+        parts[0] = (uint32_t) (n - 1) << 2 | DS__PART__PART_REASONING;
+        chunk.n_parts = 2;
+        chunk.parts = parts;
+    }
     chunk.ids = &id;
     chunk.text = (ProtobufCBinaryData){ .data = payload + sizeof id, .len = (size_t) n };
     chunk.logprobs = &logprobs;
@@ -200,7 +208,16 @@ static void post_result(struct fake_daemon *fake, struct connection *connection,
     Ds__Reply reply = DS__REPLY__INIT;
     Ds__GenerateResult result = DS__GENERATE_RESULT__INIT;
     Ds__Usage usage = DS__USAGE__INIT;
+    Ds__ChatReply message = DS__CHAT_REPLY__INIT;
+    Ds__ToolCall call = DS__TOOL_CALL__INIT, *calls = &call;
 
+    call.id = "call_0";
+    call.name = "f";
+    call.arguments_json = (ProtobufCBinaryData){ .data = (uint8_t *) "{}", .len = 2 };
+    message.reasoning = (ProtobufCBinaryData){ .data = (uint8_t *) "why", .len = 3 };
+    message.n_tool_calls = 1;
+    message.tool_calls = &calls;
+    result.message = request->chat ? &message : NULL;
     usage.prompt_tokens = 7;
     usage.completion_tokens = request->position;
     result.usage = &usage;
@@ -243,7 +260,9 @@ static void begin_generate(struct fake_daemon *fake, struct connection *connecti
     *request = (struct request){ .id = entry->req_id,
                                  .seed = generate->sampling ? generate->sampling->seed : 0,
                                  .max_tokens = generate->max_tokens,
-                                 .messages = generate->logprobs > 0 };
+                                 .messages = generate->logprobs > 0,
+                                 .chat = generate->input &&
+                                         generate->input->kind_case == DS__INPUT__KIND_CHAT };
     if (generate->delivered)
         n = (uint32_t) generate->delivered->n_ids;
     for (uint32_t i = 0; i < n; i++)

@@ -6,7 +6,8 @@
  * The test sets the plan's fields at any time; the daemon reads them as it goes. What it can do:
  *
  *   generate   token i has id fake_token(seed, i) and the text "<id> "; ends after max_tokens with
- *              FINAL (length), whose text is "."; logprobs > 0 gives TokenChunk messages
+ *              FINAL (length), whose text is "."; logprobs > 0 gives TokenChunk messages;
+ *              of a chat all is reasoning, and the message calls f({})
  *   load       three PROGRESS, then FINAL            tokenize    ids = the bytes of the text
  *   detokenize "x" 1000 times for each id            score       never answered
  *   others     FINAL with Done; model names: "missing" NOT_FOUND, "busy" BUSY
