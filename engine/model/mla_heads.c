@@ -57,8 +57,8 @@ static int make_stack(struct ds_weight_loader *loader, const struct ds_tensor *m
                             "model in another type",
                             ds_checkpoint_name(loader->checkpoint), from->name,
                             ds_type_name(from->type), loader->backend->name);
-    loader->size_bytes += loader->backend->weight_bytes(*ret_stack);
-    loader->rounded = loader->rounded || from->type != DS_TYPE_F32;
+    ds_loader_count(loader, *ret_stack, matrices->type, false,
+                    2 * matrices->dims[0] * matrices->dims[1] * n_heads, 1.0);
     return 0;
 }
 

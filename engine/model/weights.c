@@ -38,6 +38,19 @@ static int add_site(const struct ds_weight_loader *loader, const struct ds_tenso
                : 0;
 }
 
+void ds_loader_count(struct ds_weight_loader *loader, const struct ds_weight *weight, uint32_t type,
+                     bool head, uint64_t ops, double share)
+{
+    size_t bytes = loader->backend->weight_bytes(weight);
+
+    loader->size_bytes += bytes;
+    loader->rounded = loader->rounded || type != DS_TYPE_F32;
+    loader->cost.token_bytes += (uint64_t) (share * (double) bytes);
+    *(head ? &loader->cost.head_ops : &loader->cost.layer_ops) += ops;
+    if (type == DS_TYPE_F32 || type == DS_TYPE_F16 || type == DS_TYPE_BF16)
+        loader->cost.float_ops += ops;
+}
+
 int ds_load_matrix(struct ds_weight_loader *loader, int layer, const char *name, uint64_t k,
                    uint64_t n, bool gather, struct ds_weight **ret_weight)
 {
@@ -57,15 +70,8 @@ int ds_load_matrix(struct ds_weight_loader *loader, int layer, const char *name,
                             ds_checkpoint_name(loader->checkpoint), tensor->name,
                             ds_type_name(tensor->type), (unsigned long long) k,
                             (unsigned long long) n, loader->backend->name);
-    loader->size_bytes += loader->backend->weight_bytes(*ret_weight);
-    loader->rounded = loader->rounded || tensor->type != DS_TYPE_F32;
-    if (!gather) {
-        loader->cost.token_bytes += loader->backend->weight_bytes(*ret_weight);
-        *(layer < 0 ? &loader->cost.head_ops : &loader->cost.layer_ops) += 2 * k * n;
-        if (tensor->type == DS_TYPE_F32 || tensor->type == DS_TYPE_F16 ||
-            tensor->type == DS_TYPE_BF16)
-            loader->cost.float_ops += 2 * k * n;
-    }
+    ds_loader_count(loader, *ret_weight, tensor->type, layer < 0, gather ? 0 : 2 * k * n,
+                    gather ? 0.0 : 1.0);
     return add_site(loader, tensor, gather, *ret_weight);
 }
 
@@ -157,6 +163,7 @@ int ds_load_experts(struct ds_weight_loader *loader, int layer, const char *name
 {
     ds_cleanup(ds_free_p) struct ds_tensor *matrices = calloc(n_experts, sizeof *matrices);
     struct ds_backend *backend = loader->backend;
+    uint32_t n_used;
     int r;
 
     if (!matrices)
@@ -177,8 +184,9 @@ int ds_load_experts(struct ds_weight_loader *loader, int layer, const char *name
                             ds_checkpoint_name(loader->checkpoint), matrices->name,
                             ds_type_name(matrices->type), (unsigned long long) k,
                             (unsigned long long) n, n_experts, backend->name);
-    loader->size_bytes += backend->weight_bytes(*ret_weight);
-    loader->rounded = loader->rounded || matrices->type != DS_TYPE_F32;
+    n_used = ds_checkpoint_hyper(loader->checkpoint)->n_experts_used;
+    ds_loader_count(loader, *ret_weight, matrices->type, false, 2 * k * n * n_used,
+                    (double) n_used / n_experts);
     return 0;
 }
 

@@ -20,6 +20,11 @@ struct ds_weight_loader {
     struct ds_model_cost cost;    /* of all made so far */
 };
 
+/* Adds a weight just made to the loader's sums: ops of arithmetic for one token, in the layers or
+ * (head) for the logits; share: the part of the weight that one token reads. */
+void ds_loader_count(struct ds_weight_loader *loader, const struct ds_weight *weight, uint32_t type,
+                     bool head, uint64_t ops, double share);
+
 /* The matrix {k, n} blk.LAYER.NAME (layer -1: NAME). gather: for embed(). Becomes a site of the
  * loader's adapters; a token embedding used as output matrix is "output.weight" to them. */
 int ds_load_matrix(struct ds_weight_loader *loader, int layer, const char *name, uint64_t k,
