@@ -12,6 +12,9 @@ static struct ds_client_attachment *attachment_free(struct ds_client_attachment 
         return NULL;
     for (unsigned i = 0; i < attachment->n_fds; i++)
         ds_close_p(&attachment->fds[i]);
+    for (unsigned i = 0; attachment->file_names && i < attachment->n_fds; i++)
+        free(attachment->file_names[i]);
+    free(attachment->file_names);
     free(attachment->fds);
     free(attachment);
     return NULL;
@@ -33,14 +36,14 @@ void ds_client_attachments_free(struct ds *ds)
 }
 
 /* dsd reads its sockets every turn of its loop, so a full one empties at once or dsd hangs. */
-static int send_patiently(struct ds *ds, const struct ds_attach *datagram, const int *fds,
+static int send_patiently(struct ds *ds, const struct ds_datagram *datagram, const int *fds,
                           unsigned n_fds)
 {
     const uint64_t deadline = ds_now_nsec() + DS_CLIENT_SHAKE_MSEC * UINT64_C(1000000);
     struct pollfd wait = { .fd = ds->socket, .events = POLLOUT };
     int r;
 
-    while ((r = ds_datagram_send(ds->socket, datagram, sizeof *datagram, fds, n_fds)) == -EAGAIN) {
+    while ((r = ds_datagram_send(ds->socket, datagram, datagram->size, fds, n_fds)) == -EAGAIN) {
         if (ds_now_nsec() >= deadline)
             return -ETIMEDOUT;
         (void) poll(&wait, 1, 10);
@@ -48,20 +51,41 @@ static int send_patiently(struct ds *ds, const struct ds_attach *datagram, const
     return r;
 }
 
+/* The datagram for the files from `first` on: as many as go into it. */
+static unsigned fill_datagram(const struct ds_client_attachment *attachment, unsigned first,
+                              uint8_t bytes[DS_DATAGRAM_MAX])
+{
+    struct ds_attach *datagram = (void *) bytes;
+    size_t size = sizeof *datagram;
+    unsigned n = 0;
+
+    *datagram = (struct ds_attach){ .attachment = attachment->number,
+                                    .n_files = attachment->n_fds,
+                                    .first = first };
+    memcpy(datagram->name, attachment->name, sizeof datagram->name);
+    for (; first + n < attachment->n_fds && n < DS_DATAGRAM_FDS_MAX; n++) {
+        const char *name = attachment->file_names ? attachment->file_names[first + n] : NULL;
+        size_t length = name ? strlen(name) + 1 : 0;
+
+        if (size + length > DS_DATAGRAM_MAX)
+            break;
+        if (name)
+            memcpy(bytes + size, name, length);
+        size += length;
+    }
+    ds_datagram_init(&datagram->head, DS_DATAGRAM_ATTACH, size);
+    return n;
+}
+
 static int hand_over(struct ds *ds, const struct ds_client_attachment *attachment)
 {
-    struct ds_attach datagram = { .attachment = attachment->number, .n_files = attachment->n_fds };
+    _Alignas(8) uint8_t datagram[DS_DATAGRAM_MAX];
+    unsigned n;
     int r;
 
-    ds_datagram_init(&datagram.head, DS_DATAGRAM_ATTACH, sizeof datagram);
-    memcpy(datagram.name, attachment->name, sizeof datagram.name);
-    for (unsigned first = 0; first < attachment->n_fds; first += DS_DATAGRAM_FDS_MAX) {
-        unsigned n = attachment->n_fds - first;
-
-        if (n > DS_DATAGRAM_FDS_MAX)
-            n = DS_DATAGRAM_FDS_MAX;
-        datagram.first = first;
-        r = send_patiently(ds, &datagram, attachment->fds + first, n);
+    for (unsigned first = 0; first < attachment->n_fds; first += n) {
+        n = fill_datagram(attachment, first, datagram);
+        r = send_patiently(ds, (const struct ds_datagram *) datagram, attachment->fds + first, n);
         if (r < 0)
             return ds_error_set(&ds->error, r, "%s cannot be handed to dsd: %s", attachment->name,
                                 strerror(-r));
@@ -81,10 +105,11 @@ int ds_client_attach_all(struct ds *ds)
 }
 
 static int duplicate(struct ds *ds, struct ds_client_attachment *attachment, const int *fds,
-                     unsigned n_fds)
+                     const char *const *file_names, unsigned n_fds)
 {
     attachment->fds = malloc(n_fds * sizeof *attachment->fds);
-    if (!attachment->fds)
+    attachment->file_names = file_names ? calloc(n_fds, sizeof *attachment->file_names) : NULL;
+    if (!attachment->fds || (file_names && !attachment->file_names))
         return ds_error_set(&ds->error, -ENOMEM, "out of memory");
     for (unsigned i = 0; i < n_fds; i++) {
         int fd = fcntl(fds[i], F_DUPFD_CLOEXEC, 3);
@@ -93,12 +118,23 @@ static int duplicate(struct ds *ds, struct ds_client_attachment *attachment, con
             return ds_error_set(&ds->error, -errno, "%s: descriptor %d cannot be duplicated: %s",
                                 attachment->name, fds[i], strerror(errno));
         attachment->fds[attachment->n_fds++] = fd;
+        if (!file_names)
+            continue;
+        attachment->file_names[i] = strdup(file_names[i]);
+        if (!attachment->file_names[i])
+            return ds_error_set(&ds->error, -ENOMEM, "out of memory");
     }
     return 0;
 }
 
 int ds_attach(struct ds *ds, const char *name, const int *fds, unsigned n_fds,
               uint64_t *ret_attachment)
+{
+    return ds_attach_named(ds, name, fds, NULL, n_fds, ret_attachment);
+}
+
+int ds_attach_named(struct ds *ds, const char *name, const int *fds, const char *const *file_names,
+                    unsigned n_fds, uint64_t *ret_attachment)
 {
     ds_cleanup(attachment_free_p) struct ds_client_attachment *attachment = NULL;
     struct ds_client_attachment **end = &ds->attachments;
@@ -113,12 +149,16 @@ int ds_attach(struct ds *ds, const char *name, const int *fds, unsigned n_fds,
     if (ds->next_attachment > DS_CLIENT_ATTACHMENTS_MAX)
         return ds_error_set(&ds->error, -EINVAL, "%s: %u models are attached already", name,
                             DS_CLIENT_ATTACHMENTS_MAX);
+    for (unsigned i = 0; file_names && i < n_fds; i++)
+        if (!file_names[i] || !file_names[i][0] || strlen(file_names[i]) > DS_FILE_NAME_MAX)
+            return ds_error_set(&ds->error, -EINVAL, "%s: file %u needs a name of 1 to %u bytes",
+                                name, i + 1, DS_FILE_NAME_MAX);
     attachment = calloc(1, sizeof *attachment);
     if (!attachment)
         return ds_error_set(&ds->error, -ENOMEM, "out of memory");
     strcpy(attachment->name, name);
     attachment->number = ds->next_attachment;
-    r = duplicate(ds, attachment, fds, n_fds);
+    r = duplicate(ds, attachment, fds, file_names, n_fds);
     if (r < 0)
         return r;
     if (ds->state == DS_CLIENT_UP) {

@@ -123,6 +123,11 @@ DS_API int ds_send(struct ds *ds, const void *request, size_t size, uint64_t *re
 DS_API int ds_attach(struct ds *ds, const char *name, const int *fds, unsigned n_fds,
                      uint64_t *ret_attachment);
 
+/* The same with the files' names (without folders), as a model in the form of Hugging Face needs:
+ * config.json, the *.safetensors, the tokeniser's files. file_names NULL is ds_attach(). */
+DS_API int ds_attach_named(struct ds *ds, const char *name, const int *fds,
+                           const char *const *file_names, unsigned n_fds, uint64_t *ret_attachment);
+
 enum ds_event_type {
     DS_EVENT_TOKENS = 1, /* ids, text */
     DS_EVENT_FINAL,      /* message: packed ds.Reply; for generations also reason and usage */

@@ -80,6 +80,7 @@ struct ds_client_attachment {
     char name[256];
     int *fds; /* [n_fds], ours */
     unsigned n_fds;
+    char **file_names; /* [n_fds], ours; NULL: not said */
 };
 
 enum ds_client_state { DS_CLIENT_AWAY, DS_CLIENT_SHAKING, DS_CLIENT_UP };

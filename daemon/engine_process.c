@@ -408,24 +408,42 @@ static void on_exit_seen(void *owner, int result)
 
 /* --- files --- */
 
+/* How many files from `first` on go into a datagram of which `used` bytes are taken. A name costs
+ * its bytes, a tag and at most two bytes of length. */
+static unsigned files_that_fit(const struct ds_model_files *files, unsigned first, size_t used)
+{
+    unsigned n = 0;
+
+    for (; first + n < files->n_files && n < DS_DATAGRAM_FDS_MAX; n++) {
+        const char *name = files->file_names[first + n];
+
+        used += name ? strlen(name) + 3 : 0;
+        if (used > DS_DATAGRAM_MAX)
+            break;
+    }
+    return n;
+}
+
 int ds_engine_process_load(struct ds_engine_process *engine, const Ds__LinkLoad *load,
                            const struct ds_model_files *files, unsigned *sent)
 {
     _Alignas(8) uint8_t datagram[DS_DATAGRAM_MAX];
     struct ds_datagram *head = (void *) datagram;
+    Ds__LinkLoad part = *load;
     size_t size = 0;
     int r;
 
     if (engine->state != DS_ENGINE_RUNNING)
         return -ENOTCONN;
-    r = ds_message_pack(load, head + 1, sizeof datagram - sizeof(*head), &size);
-    if (r < 0)
-        return r;
-    ds_datagram_init(head, DS_DATAGRAM_LOAD, sizeof(*head) + size);
     while (*sent < files->n_files) {
-        unsigned n = files->n_files - *sent;
+        unsigned n = files_that_fit(files, *sent, sizeof(*head) + ds_message_size(load));
 
-        n = n < DS_DATAGRAM_FDS_MAX ? n : DS_DATAGRAM_FDS_MAX;
+        part.file_names = files->file_names + *sent;
+        part.n_file_names = files->file_names[*sent] ? n : 0;
+        r = ds_message_pack(&part, head + 1, sizeof datagram - sizeof(*head), &size);
+        if (r < 0)
+            return r;
+        ds_datagram_init(head, DS_DATAGRAM_LOAD, sizeof(*head) + size);
         r = ds_datagram_send(engine->socket, datagram, head->size, files->fds + *sent, n);
         if (r < 0)
             return r;

@@ -16,8 +16,9 @@ int ds_model_files_new(struct ds_model_files **ret_files, const char *name, unsi
     (void) snprintf(files->name, sizeof files->name, "%s", name);
     files->n_files = n_files;
     files->fds = calloc(n_files, sizeof(*files->fds));
+    files->file_names = calloc(n_files, sizeof(*files->file_names));
     files->identities = calloc(n_files, sizeof(*files->identities));
-    if (!files->fds || !files->identities) {
+    if (!files->fds || !files->file_names || !files->identities) {
         (void) ds_model_files_free(files);
         return -ENOMEM;
     }
@@ -30,6 +31,9 @@ struct ds_model_files *ds_model_files_free(struct ds_model_files *files)
     if (!files)
         return NULL;
     ds_model_files_close(files);
+    for (unsigned i = 0; files->file_names && i < files->n_files; i++)
+        free(files->file_names[i]);
+    free(files->file_names);
     free(files->fds);
     free(files->identities);
     free(files);
@@ -49,7 +53,19 @@ void ds_model_files_free_p(struct ds_model_files **files)
     *files = ds_model_files_free(*files);
 }
 
-int ds_model_files_add(struct ds_model_files *files, int fd, struct ds_error *error)
+/* Names come from clients, and go on into errors. */
+static char *printable(const char *file_name)
+{
+    char *copy = strndup(file_name, DS_FILE_NAME_MAX);
+
+    for (char *c = copy; c && *c; c++)
+        if (*c <= ' ' || *c > '~' || *c == '/')
+            *c = '_';
+    return copy;
+}
+
+int ds_model_files_add(struct ds_model_files *files, int fd, const char *file_name,
+                       struct ds_error *error)
 {
     ds_cleanup(ds_close_p) int owned = fd;
     struct statx status;
@@ -67,6 +83,11 @@ int ds_model_files_add(struct ds_model_files *files, int fd, struct ds_error *er
     if (!S_ISREG(status.stx_mode))
         return ds_error_set(error, -EINVAL, "%s: file %u is not a regular file", files->name,
                             files->n_open + 1);
+    if (file_name) {
+        files->file_names[files->n_open] = printable(file_name);
+        if (!files->file_names[files->n_open])
+            return ds_error_set(error, -ENOMEM, "%s: no memory", files->name);
+    }
     files->identities[files->n_open] = (struct ds_file_identity){
         .device = (uint64_t) status.stx_dev_major << 32 | status.stx_dev_minor,
         .inode = status.stx_ino,
@@ -91,6 +112,13 @@ int ds_model_files_copy(struct ds_model_files **ret_files, const struct ds_model
         if (copy->fds[copy->n_open] < 0)
             return -errno;
         copy->identities[copy->n_open] = files->identities[copy->n_open];
+        if (!files->file_names[copy->n_open])
+            continue;
+        copy->file_names[copy->n_open] = strdup(files->file_names[copy->n_open]);
+        if (!copy->file_names[copy->n_open]) {
+            (void) close(copy->fds[copy->n_open]);
+            return -ENOMEM;
+        }
     }
     copy->bytes = files->bytes;
     *ret_files = ds_steal(copy);

@@ -22,6 +22,7 @@ struct ds_model_files {
     unsigned n_open;
     uint64_t bytes;
     int *fds;                            /* [n_files] owned */
+    char **file_names;                   /* [n_files] owned; NULL where nobody said */
     struct ds_file_identity *identities; /* [n_files] */
 };
 
@@ -30,9 +31,11 @@ int ds_model_files_new(struct ds_model_files **ret_files, const char *name, unsi
 struct ds_model_files *ds_model_files_free(struct ds_model_files *files); /* accepts NULL */
 void ds_model_files_free_p(struct ds_model_files **files);
 
-/* Adds the next file; takes fd, even when it fails. -EINVAL: not a readable regular file, or one
- * too many; the error says which. */
-int ds_model_files_add(struct ds_model_files *files, int fd, struct ds_error *error);
+/* Adds the next file; takes fd, even when it fails. file_name: without its folder, NULL for none;
+ * what is not printable in it becomes '_'. -EINVAL: not a readable regular file, or one too many;
+ * the error says which. */
+int ds_model_files_add(struct ds_model_files *files, int fd, const char *file_name,
+                       struct ds_error *error);
 
 /* A second set of the same files with its own descriptors. -EMFILE, -ENOMEM. */
 int ds_model_files_copy(struct ds_model_files **ret_files, const struct ds_model_files *files);

@@ -7,6 +7,8 @@
 #include <limits.h>
 #include <sys/stat.h>
 
+#include "proto/folder.h"
+
 #define DIRECTORIES_MAX 16u
 #define ENTRIES_MAX     65536u
 
@@ -154,6 +156,63 @@ static void enter(struct ds_registry *registry, unsigned directory, const char *
     entry->bytes += bytes;
 }
 
+static DIR *open_folder(int directory_fd, const char *name)
+{
+    int fd = openat(directory_fd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    DIR *stream = fd < 0 ? NULL : fdopendir(fd);
+
+    if (fd >= 0 && !stream)
+        (void) close(fd);
+    return stream;
+}
+
+/* The next file of a folder that belongs to a model; false after the last. */
+static bool next_wanted(DIR *stream, const char **ret_name, struct stat *ret_status)
+{
+    const struct dirent *item;
+
+    while ((item = readdir(stream)))
+        if (ds_folder_wants(item->d_name) &&
+            fstatat(dirfd(stream), item->d_name, ret_status, AT_SYMLINK_NOFOLLOW) == 0 &&
+            S_ISREG(ret_status->st_mode)) {
+            *ret_name = item->d_name;
+            return true;
+        }
+    return false;
+}
+
+/* Enters a folder, if it is a model's and no file has its name. */
+static void enter_folder(struct ds_registry *registry, unsigned directory, int directory_fd,
+                         const char *name)
+{
+    struct ds_registry_entry *entry;
+    struct stat status;
+    const char *file;
+    bool config;
+    DIR *stream;
+
+    if (name[0] == '.' || strlen(name) > DS_MODEL_NAME_MAX || find(registry, name))
+        return;
+    stream = open_folder(directory_fd, name);
+    if (!stream)
+        return;
+    config = fstatat(dirfd(stream), DS_FOLDER_CONFIG, &status, AT_SYMLINK_NOFOLLOW) == 0 &&
+             S_ISREG(status.st_mode);
+    entry = config && fstat(dirfd(stream), &status) == 0 ? entry_new(registry) : NULL;
+    if (entry) {
+        (void) snprintf(entry->name, sizeof entry->name, "%s", name);
+        entry->directory = directory;
+        entry->folder = true;
+        entry->changed = status.st_mtim;
+        while (next_wanted(stream, &file, &status)) {
+            entry->bytes += (uint64_t) status.st_size;
+            entry->n_files++;
+        }
+        entry->n_found = entry->n_files;
+    }
+    (void) closedir(stream);
+}
+
 static void read_directory(struct ds_registry *registry, unsigned index)
 {
     struct directory *directory = &registry->directories[index];
@@ -168,7 +227,27 @@ static void read_directory(struct ds_registry *registry, unsigned index)
         if (fstatat(dirfd(stream), item->d_name, &status, AT_SYMLINK_NOFOLLOW) == 0 &&
             S_ISREG(status.st_mode))
             enter(registry, index, item->d_name, (uint64_t) status.st_size);
+    rewinddir(stream);
+    while ((item = readdir(stream)))
+        if (fstatat(dirfd(stream), item->d_name, &status, AT_SYMLINK_NOFOLLOW) == 0 &&
+            S_ISDIR(status.st_mode))
+            enter_folder(registry, index, dirfd(stream), item->d_name);
     (void) closedir(stream);
+}
+
+/* A file that came into a folder does not touch the directory above it. */
+static bool folder_changed(const struct ds_registry *registry,
+                           const struct ds_registry_entry *entry)
+{
+    ds_cleanup(ds_free_p) char *path = NULL;
+    struct stat status;
+
+    if (asprintf(&path, "%s/%s", registry->directories[entry->directory].path, entry->name) < 0) {
+        path = NULL;
+        return true;
+    }
+    return lstat(path, &status) < 0 || status.st_mtim.tv_sec != entry->changed.tv_sec ||
+           status.st_mtim.tv_nsec != entry->changed.tv_nsec;
 }
 
 static int by_name(const void *a, const void *b)
@@ -191,6 +270,8 @@ void ds_registry_refresh(struct ds_registry *registry)
             changed = true;
         directory->changed = status.st_mtim;
     }
+    for (unsigned i = 0; !changed && i < registry->n_entries; i++)
+        changed = registry->entries[i].folder && folder_changed(registry, &registry->entries[i]);
     if (!changed)
         return;
     registry->n_entries = 0;
@@ -216,28 +297,83 @@ const char *ds_registry_default(const struct ds_registry *registry, const char *
 
 /* --- opening --- */
 
-static int open_file(const struct directory *directory, const char *file,
+/* named: the file's name goes with it. */
+static int open_file(int directory_fd, const char *path, const char *file, bool named,
                      struct ds_model_files *files, struct ds_error *error)
 {
-    ds_cleanup(ds_close_p) int directory_fd =
-        open(directory->path, O_PATH | O_DIRECTORY | O_CLOEXEC);
     int fd;
 
-    if (directory_fd < 0)
-        return ds_error_set(error, -errno, "%s: %s", directory->path, strerror(errno));
     /* Not blocking: a FIFO put there meanwhile must not hold us up. */
     fd = openat(directory_fd, file, O_RDONLY | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
     if (fd < 0)
-        return ds_error_set(error, -errno, "%s/%s: %s", directory->path, file, strerror(errno));
-    return ds_model_files_add(files, fd, error);
+        return ds_error_set(error, -errno, "%s/%s: %s", path, file, strerror(errno));
+    return ds_model_files_add(files, fd, named ? file : NULL, error);
+}
+
+static int open_splits(const struct ds_registry_entry *entry, int directory_fd, const char *path,
+                       struct ds_model_files **ret_files, struct ds_error *error)
+{
+    char file[2 * NAME_MAX];
+    int r;
+
+    r = ds_model_files_new(ret_files, entry->name, entry->n_files);
+    for (unsigned i = 0; r == 0 && i < entry->n_files; i++) {
+        if (entry->split)
+            (void) snprintf(file, sizeof file, "%s-%05u-of-%05u.gguf", entry->name, i + 1,
+                            entry->n_files);
+        else
+            (void) snprintf(file, sizeof file, "%s.gguf", entry->name);
+        r = open_file(directory_fd, path, file, false, *ret_files, error);
+    }
+    return r;
+}
+
+static int compare_names(const void *a, const void *b)
+{
+    return strcmp(a, b);
+}
+
+/* The folder as it is now, which may not be as it was when it was listed. */
+static int open_folder_files(const struct ds_registry_entry *entry, int directory_fd,
+                             const char *path, struct ds_model_files **ret_files,
+                             struct ds_error *error)
+{
+    ds_cleanup(ds_free_p) char(*names)[DS_FILE_NAME_MAX + 1] =
+        calloc(DS_MODEL_FILES_MAX, sizeof(*names));
+    DIR *stream = open_folder(directory_fd, entry->name);
+    struct stat status;
+    const char *name;
+    unsigned n = 0;
+    int r = 0;
+
+    if (!stream || !names) {
+        r = names ? -errno : -ENOMEM;
+        if (stream)
+            (void) closedir(stream);
+        return ds_error_set(error, r, "%s/%s: %s", path, entry->name, strerror(-r));
+    }
+    while (n < DS_MODEL_FILES_MAX && next_wanted(stream, &name, &status))
+        (void) snprintf(names[n++], sizeof(*names), "%s", name);
+    if (next_wanted(stream, &name, &status))
+        r = ds_error_set(error, -EINVAL, "%s/%s: more than %u files; a model has less", path,
+                         entry->name, DS_MODEL_FILES_MAX);
+    qsort(names, n, sizeof(*names), compare_names);
+    if (r == 0)
+        r = ds_model_files_new(ret_files, entry->name, n);
+    for (unsigned i = 0; r == 0 && i < n; i++)
+        r = open_file(dirfd(stream), entry->name, names[i], true, *ret_files, error);
+    (void) closedir(stream);
+    return r;
 }
 
 int ds_registry_open(struct ds_registry *registry, const char *name,
                      struct ds_model_files **ret_files, struct ds_error *error)
 {
     ds_cleanup(ds_model_files_free_p) struct ds_model_files *files = NULL;
-    char stem[NAME_MAX + 1], file[2 * NAME_MAX];
+    ds_cleanup(ds_close_p) int directory_fd = -1;
     const struct ds_registry_entry *entry;
+    char stem[NAME_MAX + 1];
+    const char *path;
     int r;
 
     if (strlen(name) > DS_MODEL_NAME_MAX || strchr(name, '/')) {
@@ -261,15 +397,11 @@ int ds_registry_open(struct ds_registry *registry, const char *name,
                             entry->n_found, entry->n_files);
         return DS_REGISTRY_INCOMPLETE;
     }
-    r = ds_model_files_new(&files, entry->name, entry->n_files);
-    for (unsigned i = 0; r == 0 && i < entry->n_files; i++) {
-        if (entry->split)
-            (void) snprintf(file, sizeof file, "%s-%05u-of-%05u.gguf", entry->name, i + 1,
-                            entry->n_files);
-        else
-            (void) snprintf(file, sizeof file, "%s.gguf", entry->name);
-        r = open_file(&registry->directories[entry->directory], file, files, error);
-    }
+    path = registry->directories[entry->directory].path;
+    directory_fd = open(path, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    if (directory_fd < 0)
+        return ds_error_set(error, -errno, "%s: %s", path, strerror(errno));
+    r = (entry->folder ? open_folder_files : open_splits)(entry, directory_fd, path, &files, error);
     if (r < 0)
         return r;
     *ret_files = ds_steal(files);

@@ -2,9 +2,10 @@
 /*
  * registry.h - the models directories: which names there are, and which files stand behind them.
  *
- * A model is NAME.gguf, or a complete set NAME-00001-of-0000N.gguf ... known as NAME. Directories
- * are read again when they have changed. Only regular files lying directly in a directory count;
- * symbolic links are not followed, and a name never contains a slash.
+ * A model is NAME.gguf, or a complete set NAME-00001-of-0000N.gguf ... known as NAME, or a folder
+ * NAME with a config.json (proto/folder.h says which of its files belong to the model). Directories
+ * and such folders are read again when they have changed. Only regular files lying directly in a
+ * directory or folder count; symbolic links are not followed, and a name never contains a slash.
  */
 #pragma once
 
@@ -15,10 +16,11 @@ struct ds_registry;
 struct ds_registry_entry {
     char name[DS_MODEL_NAME_MAX + 1];
     unsigned directory; /* index in the order given */
-    unsigned n_files;   /* 1, or how many splits */
+    unsigned n_files;   /* 1, or how many splits, or what a folder holds */
     unsigned n_found;   /* of these */
     uint64_t bytes;
-    bool split;
+    bool split, folder;
+    struct timespec changed; /* folder: mtime when it was read */
 };
 
 enum { DS_REGISTRY_FOUND, DS_REGISTRY_UNKNOWN, DS_REGISTRY_INCOMPLETE };
@@ -38,7 +40,8 @@ const struct ds_registry_entry *ds_registry_entries(const struct ds_registry *re
  * there is none or more than one. */
 const char *ds_registry_default(const struct ds_registry *registry, const char *preset);
 
-/* Opens the files of name (with or without .gguf). DS_REGISTRY_FOUND, DS_REGISTRY_UNKNOWN,
- * DS_REGISTRY_INCOMPLETE (splits missing), negative errno; error says it for a person. */
+/* Opens the files of name (with or without .gguf); a folder's in the order of their names.
+ * DS_REGISTRY_FOUND, DS_REGISTRY_UNKNOWN, DS_REGISTRY_INCOMPLETE (splits missing), negative errno;
+ * error says it for a person. */
 int ds_registry_open(struct ds_registry *registry, const char *name,
                      struct ds_model_files **ret_files, struct ds_error *error);

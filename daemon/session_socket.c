@@ -187,15 +187,35 @@ static void set_model_name(char name[DS_MODEL_NAME_MAX + 1], const char *from, s
         (void) strcpy(name, "unnamed");
 }
 
+/* The names behind an ATTACH: one for each descriptor, or none at all. */
+static int split_names(const char *bytes, size_t size, unsigned n, const char *ret_names[])
+{
+    size_t at = 0;
+
+    for (unsigned i = 0; i < n; i++) {
+        size_t length = size > 0 ? strnlen(bytes + at, size - at) : 0;
+
+        if (size > 0 && (length == 0 || length > DS_FILE_NAME_MAX || at + length == size))
+            return -EPROTO;
+        ret_names[i] = size > 0 ? bytes + at : NULL;
+        at += size > 0 ? length + 1 : 0;
+    }
+    return at == size ? 0 : -EPROTO;
+}
+
 static void take_attach(struct ds_session *session, const void *datagram, size_t size,
                         const int *fds, unsigned n_fds)
 {
+    const char *file_names[DS_DATAGRAM_FDS_MAX];
     const struct ds_attach *attach = datagram;
     struct ds_attachment *attachment;
     char name[DS_MODEL_NAME_MAX + 1];
     struct ds_error error = { 0 };
     unsigned taken = 0;
-    int r = size == sizeof(*attach) && n_fds > 0 && attach->attachment ? 0 : -EPROTO;
+    int r = size >= sizeof(*attach) && n_fds > 0 && attach->attachment ? 0 : -EPROTO;
+
+    if (r == 0)
+        r = split_names((const char *) (attach + 1), size - sizeof(*attach), n_fds, file_names);
 
     if (r == 0) {
         set_model_name(name, attach->name, sizeof attach->name);
@@ -209,8 +229,8 @@ static void take_attach(struct ds_session *session, const void *datagram, size_t
         }
         if (!attachment || !attachment->files || attach->first != attachment->files->n_open)
             r = -EPROTO;
-        while (r == 0 && taken < n_fds)
-            r = ds_model_files_add(attachment->files, fds[taken++], &error);
+        for (; r == 0 && taken < n_fds; taken++)
+            r = ds_model_files_add(attachment->files, fds[taken], file_names[taken], &error);
     }
     while (taken < n_fds)
         (void) close(fds[taken++]);

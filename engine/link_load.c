@@ -37,6 +37,8 @@ void ds_load_parts_deinit(struct ds_load_parts *parts)
 {
     for (unsigned i = 0; i < parts->n_fds; i++)
         (void) close(parts->fds[i]);
+    for (unsigned i = 0; i < DS_MODEL_FILES_MAX; i++)
+        free(parts->file_names[i]);
     ds_message_free(parts->message);
     *parts = (struct ds_load_parts){ 0 };
 }
@@ -73,15 +75,17 @@ static int inspect(struct ds_load_task *load)
     Ds__ModelInfo info;
     int r;
 
-    r = ds_checkpoint_open(&checkpoint, load->parts.fds, load->parts.n_fds, message->name, true,
-                           &load->error);
+    r = ds_checkpoint_open_named(&checkpoint, load->parts.fds,
+                                 (const char *const *) load->parts.file_names, load->parts.n_fds,
+                                 message->name, true, &load->error);
     if (r < 0)
         return r;
     ds_link_checkpoint_info(checkpoint, &info);
     info.n_files = load->parts.n_fds;
     if (message->verify)
-        r = ds_link_verify(checkpoint, load->parts.fds, NULL, load->parts.n_fds, take_progress,
-                           load, &verification, &load->error);
+        r = ds_link_verify(checkpoint, load->parts.fds,
+                           (const char *const *) load->parts.file_names, load->parts.n_fds,
+                           take_progress, load, &verification, &load->error);
     if (r < 0)
         return r;
     return ds_reply_show(checkpoint, message->want_tensors, &info, verification, &load->bytes,
@@ -96,6 +100,7 @@ static void load_task_run(struct ds_task *base)
         .id = message->model_id,
         .name = message->name,
         .fds = load->parts.fds,
+        .file_names = (const char *const *) load->parts.file_names,
         .n_fds = load->parts.n_fds,
         .context = message->context,
         .demand_context = message->demand_context,
@@ -288,23 +293,38 @@ static int start_load(struct ds_link *link)
     return 0;
 }
 
+/* The names of the descriptors that come with this message: for all or for none. */
+static int join_names(struct ds_link *link, const Ds__LinkLoad *message, unsigned n_fds)
+{
+    struct ds_load_parts *parts = &link->parts;
+
+    if (n_fds > parts->message->n_files - parts->n_fds)
+        return ds_error_set(&link->error, -EPROTO, "a load has more descriptors than files");
+    if (message->n_file_names != 0 && message->n_file_names != n_fds)
+        return ds_error_set(&link->error, -EPROTO, "a load names %zu of its %u files",
+                            message->n_file_names, n_fds);
+    for (unsigned i = 0; i < message->n_file_names; i++) {
+        parts->file_names[parts->n_fds + i] = strdup(message->file_names[i]);
+        if (!parts->file_names[parts->n_fds + i])
+            return -ENOMEM;
+    }
+    return 0;
+}
+
 /* The first datagram of a load says everything; the later ones must say the same. */
 static int join_parts(struct ds_link *link, Ds__LinkLoad *message)
 {
     struct ds_load_parts *parts = &link->parts;
-    bool fits;
-
     if (!parts->message) {
-        parts->message = message;
+        parts->message = message; /* owned from now on */
         return message->n_files > 0 && message->n_files <= DS_MODEL_FILES_MAX
                    ? 0
                    : ds_error_set(&link->error, -EPROTO, "a load of %u files; 1 to %u are possible",
                                   message->n_files, DS_MODEL_FILES_MAX);
     }
-    fits = message->req_id == parts->message->req_id && message->n_files == parts->message->n_files;
-    ds_message_free(message);
-    return fits ? 0
-                : ds_error_set(&link->error, -EPROTO, "a load began before the last one was whole");
+    return message->req_id == parts->message->req_id && message->n_files == parts->message->n_files
+               ? 0
+               : ds_error_set(&link->error, -EPROTO, "a load began before the last one was whole");
 }
 
 int ds_link_load_datagram(struct ds_link *link, const void *bytes, size_t size, int *fds,
@@ -321,8 +341,10 @@ int ds_link_load_datagram(struct ds_link *link, const void *bytes, size_t size, 
         r = ds_error_set(&link->error, -EPROTO, "a LOAD datagram does not unpack");
     else
         r = join_parts(link, message);
-    if (r == 0 && n_fds > parts->message->n_files - parts->n_fds)
-        r = ds_error_set(&link->error, -EPROTO, "a load has more descriptors than files");
+    if (r == 0)
+        r = join_names(link, message, n_fds);
+    if (message != parts->message)
+        ds_message_free(message);
     if (r < 0) {
         for (unsigned i = 0; i < n_fds; i++)
             (void) close(fds[i]);

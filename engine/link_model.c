@@ -170,7 +170,8 @@ int ds_link_model_open(struct ds_link_model **ret_model, const struct ds_link_mo
     model->name = strdup(spec->name);
     if (!model->name)
         return -ENOMEM;
-    r = ds_checkpoint_open(&model->checkpoint, spec->fds, spec->n_fds, model->name, false, error);
+    r = ds_checkpoint_open_named(&model->checkpoint, spec->fds, spec->file_names, spec->n_fds,
+                                 model->name, false, error);
     if (r < 0)
         return r;
     r = open_text(model, error);

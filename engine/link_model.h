@@ -34,6 +34,7 @@ struct ds_link_model_spec {
     uint32_t id;
     const char *name;
     const int *fds;
+    const char *const *file_names; /* [n_fds], NULL where not said */
     unsigned n_fds;
     uint32_t context;    /* 0 = the model's own; the least of both */
     bool demand_context; /* context as it is, by ds_checkpoint_stretch(), or an error */

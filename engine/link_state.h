@@ -26,9 +26,10 @@
 
 struct ds_load_task; /* link_load.c */
 
-struct ds_load_parts {           /* a load whose descriptors are still coming in */
-    Ds__LinkLoad *message;       /* owned; NULL: none under way */
-    int fds[DS_MODEL_FILES_MAX]; /* owned */
+struct ds_load_parts {                    /* a load whose descriptors are still coming in */
+    Ds__LinkLoad *message;                /* owned; NULL: none under way */
+    int fds[DS_MODEL_FILES_MAX];          /* owned */
+    char *file_names[DS_MODEL_FILES_MAX]; /* owned; NULL where not said */
     unsigned n_fds;
 };
 

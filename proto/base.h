@@ -28,7 +28,8 @@
 #define DS_UNPACK_FACTOR_MAX  24u         /* unpacked size <= factor * packed size + slack, */
 #define DS_UNPACK_SLACK_BYTES (64u << 10)
 #define DS_UNPACK_BYTES_MAX   (256u << 20) /* and never more than this */
-#define DS_MODEL_FILES_MAX    128u         /* files (splits) of one model */
+#define DS_MODEL_FILES_MAX    256u         /* files of one model: splits, or a folder's */
+#define DS_FILE_NAME_MAX      255u         /* bytes of a file's name */
 #define DS_MODEL_NAME_MAX     255u         /* bytes of a model name */
 #define DS_STOP_STRINGS_MAX   16u          /* stop strings of one request */
 #define DS_STOP_BYTES_MAX     256u         /* bytes of one stop string */

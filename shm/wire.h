@@ -211,6 +211,7 @@ struct ds_reject {
     char text[240]; /* NUL-terminated */
 };
 
+/* Behind it may stand the descriptors' file names, each with a NUL, for all of them or for none. */
 struct ds_attach {
     struct ds_datagram head;
     uint64_t attachment; /* number chosen by the client, nonzero; see ModelRef */

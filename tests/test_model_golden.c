@@ -13,6 +13,7 @@
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
+#include <sys/stat.h>
 
 #include <cjson/cJSON.h>
 #include <cmocka.h>
@@ -22,6 +23,7 @@
 #include "engine/serve/sampler.h"
 #include "engine/text/tokenizer.h"
 #include "tests/lib/golden.h"
+#include "tests/lib/model_folder.h"
 #include "tests/lib/model_runner.h"
 #include "tests/lib/naive_backend.h"
 #include "tests/lib/tiny_model.h"
@@ -65,18 +67,39 @@ static void compare_greedy(struct ds_runner *runner, const struct ds_golden_prom
     }
 }
 
+/* A GGUF file, or a folder. */
+static struct ds_checkpoint *open_model(const char *path)
+{
+    struct ds_checkpoint *checkpoint = NULL;
+    struct ds_model_folder folder = { .n = 0 };
+    struct ds_error error = { "" };
+    struct stat status;
+    int fd;
+
+    assert_int_equal(stat(path, &status), 0);
+    if (S_ISDIR(status.st_mode)) {
+        ds_model_folder_open(&folder, path);
+    } else {
+        fd = open(path, O_RDONLY | O_CLOEXEC);
+        assert_true(fd >= 0);
+        folder.fds[folder.n++] = fd;
+    }
+    if (ds_checkpoint_open_named(&checkpoint, folder.fds, (const char *const *) folder.names,
+                                 folder.n, "model", false, &error) < 0)
+        fail_msg("%s", error.text);
+    ds_model_folder_close(&folder);
+    return checkpoint;
+}
+
 /* Runs all prompts of a golden file through one form of its model. */
 static struct deviation run_golden(struct ds_backend *backend, const struct ds_golden *golden,
-                                   const char *path, uint32_t chunk,
+                                   const char *path, uint32_t chunk, bool exact_kv,
                                    const struct tolerance *tolerance)
 {
     struct deviation d = { 0 };
     struct ds_runner runner;
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
 
-    assert_true(fd >= 0);
-    ds_runner_init(&runner, backend, fd, 512, chunk);
-    (void) close(fd);
+    ds_runner_init_checkpoint(&runner, backend, open_model(path), 512, chunk, exact_kv);
     assert_int_equal(runner.n_vocab, golden->n_vocab);
     for (size_t i = 0; i < golden->n_prompts; i++) {
         const struct ds_golden_prompt *prompt = &golden->prompts[i];
@@ -110,12 +133,16 @@ static void check_golden(struct ds_backend *backend, const char *relative, uint3
         .nll = int8 ? golden->tol_nll_int8 : golden->tol_nll,
         .exact = !int8,
     };
-    for (size_t i = 0; i < golden->n_gguf; i++) {
-        struct deviation d = run_golden(backend, golden, golden->gguf[i], chunk, &tolerance);
+    for (size_t i = 0; i < golden->n_gguf + (golden->hf != NULL); i++) {
+        /* The folder's weights are the same numbers in BF16 or F16, multiplied as floats; only
+         * the cache would be rounded for their sake. */
+        bool folder = i == golden->n_gguf;
+        const char *path_i = folder ? golden->hf : golden->gguf[i];
+        struct deviation d = run_golden(backend, golden, path_i, chunk, folder, &tolerance);
 
-        printf("note: %s on %s: top %.2e (tolerance %.2e), nll %.2e (%.2e), %u greedy ids\n",
-               relative, backend->name, d.worst, tolerance.logprob, d.nll, tolerance.nll,
-               d.n_greedy);
+        printf("note: %s%s on %s: top %.2e (tolerance %.2e), nll %.2e (%.2e), %u greedy ids\n",
+               relative, folder ? " (folder)" : "", backend->name, d.worst, tolerance.logprob,
+               d.nll, tolerance.nll, d.n_greedy);
         assert_true(d.worst <= tolerance.logprob);
         assert_true(d.nll <= tolerance.nll);
     }
@@ -210,7 +237,7 @@ static void the_default_model_is_no_further_off_than_llama_cpp(void **state)
     backend = cpu_backend();
     tolerance =
         (struct tolerance){ .logprob = golden->tol_logprob_int8, .nll = golden->tol_nll_int8 };
-    d = run_golden(backend, golden, model, 128, &tolerance);
+    d = run_golden(backend, golden, model, 128, false, &tolerance);
     rms = sqrt(d.squares / d.n);
     printf("note: default model: rms of %u top log-probabilities %.4f (llama.cpp %.4f), worst %.4f "
            "(tolerance %.4f), nll %.4f (%.4f), %u greedy ids\n",

@@ -159,7 +159,8 @@ static void the_same_files_are_the_same_model_whoever_opened_them(void **state)
     (void) snprintf(path, sizeof path, "%s/b.Q4_1.gguf", f->directory);
     assert_int_equal(ds_registry_open(f->registry, "b.Q4_1", &named, &f->error), 0);
     assert_int_equal(ds_model_files_new(&handed, "mine", 1), 0);
-    assert_int_equal(ds_model_files_add(handed, open(path, O_RDONLY | O_CLOEXEC), &f->error), 0);
+    assert_int_equal(ds_model_files_add(handed, open(path, O_RDONLY | O_CLOEXEC), NULL, &f->error),
+                     0);
     assert_true(ds_model_files_same(named, handed));
     assert_int_equal(ds_model_files_copy(&copy, handed), 0);
     handed = ds_model_files_free(handed);
@@ -167,7 +168,8 @@ static void the_same_files_are_the_same_model_whoever_opened_them(void **state)
     copy = ds_model_files_free(copy);
     put(f, "b.Q4_1.gguf", "other contents");
     assert_int_equal(ds_model_files_new(&handed, "mine", 1), 0);
-    assert_int_equal(ds_model_files_add(handed, open(path, O_RDONLY | O_CLOEXEC), &f->error), 0);
+    assert_int_equal(ds_model_files_add(handed, open(path, O_RDONLY | O_CLOEXEC), NULL, &f->error),
+                     0);
     assert_false(ds_model_files_same(named, handed));
     handed = ds_model_files_free(handed);
     named = ds_model_files_free(named);
@@ -181,15 +183,18 @@ static void what_is_no_readable_file_is_refused(void **state)
 
     (void) snprintf(path, sizeof path, "%s/b.Q4_1.gguf", f->directory);
     assert_int_equal(ds_model_files_new(&files, "x", 1), 0);
-    assert_int_equal(ds_model_files_add(files, open(path, O_WRONLY | O_CLOEXEC), &f->error),
+    assert_int_equal(ds_model_files_add(files, open(path, O_WRONLY | O_CLOEXEC), NULL, &f->error),
                      -EINVAL);
-    assert_int_equal(ds_model_files_add(files, open(path, O_PATH | O_CLOEXEC), &f->error), -EINVAL);
-    assert_int_equal(ds_model_files_add(files, open("/dev/null", O_RDONLY | O_CLOEXEC), &f->error),
+    assert_int_equal(ds_model_files_add(files, open(path, O_PATH | O_CLOEXEC), NULL, &f->error),
                      -EINVAL);
-    assert_int_equal(ds_model_files_add(files, open("/tmp", O_RDONLY | O_CLOEXEC), &f->error),
+    assert_int_equal(
+        ds_model_files_add(files, open("/dev/null", O_RDONLY | O_CLOEXEC), NULL, &f->error),
+        -EINVAL);
+    assert_int_equal(ds_model_files_add(files, open("/tmp", O_RDONLY | O_CLOEXEC), NULL, &f->error),
                      -EINVAL);
-    assert_int_equal(ds_model_files_add(files, open(path, O_RDONLY | O_CLOEXEC), &f->error), 0);
-    assert_int_equal(ds_model_files_add(files, open(path, O_RDONLY | O_CLOEXEC), &f->error),
+    assert_int_equal(ds_model_files_add(files, open(path, O_RDONLY | O_CLOEXEC), NULL, &f->error),
+                     0);
+    assert_int_equal(ds_model_files_add(files, open(path, O_RDONLY | O_CLOEXEC), NULL, &f->error),
                      -EINVAL);
     (void) ds_model_files_free(files);
     assert_int_equal(ds_model_files_new(&files, "x", 0), -EINVAL);

@@ -21,7 +21,7 @@ static void print_overview(FILE *stream)
     fputs("usage: dsctl [--socket PATH] VERB [OPTIONS] [OPERANDS]\n\n", stream);
     for (size_t i = 0; i < N_VERBS; i++)
         fprintf(stream, "  %-12s %s\n", verbs[i]->name, verbs[i]->summary);
-    fputs("\nMODEL is a name that `dsctl list` shows, or a path to a GGUF file.\n"
+    fputs("\nMODEL is a name that `dsctl list` shows, or a path to a GGUF file or a folder.\n"
           "The socket is --socket, else $DSD_SOCKET, else $XDG_RUNTIME_DIR/dsd/dsd.sock where\n"
           "there is one, else /run/dsd/dsd.sock. `dsctl help VERB` tells a verb's options.\n"
           "Exit status: 0 done, 1 error, 2 usage, 69 no daemon there, 75 busy, 130 interrupted.\n",

@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "client/dsctl/dsctl.h"
 
+#include <dirent.h>
 #include <fcntl.h>
 #include <sys/stat.h>
 
 #include "proto/base.h"
+#include "proto/folder.h"
 
 static bool ends_with(const char *text, const char *end)
 {
@@ -34,13 +36,16 @@ bool dsctl_split_name(const char *path, unsigned *ret_count, size_t *ret_stem)
 
 struct files {
     int fds[DS_MODEL_FILES_MAX];
+    char *names[DS_MODEL_FILES_MAX]; /* NULL where they do not matter */
     unsigned n;
 };
 
 static void files_close(struct files *files)
 {
-    for (unsigned i = 0; i < files->n; i++)
+    for (unsigned i = 0; i < files->n; i++) {
         (void) close(files->fds[i]);
+        free(files->names[i]);
+    }
 }
 
 static int files_add(struct dsctl *dsctl, struct files *files, const char *path)
@@ -56,14 +61,26 @@ static int files_add(struct dsctl *dsctl, struct files *files, const char *path)
     return DSCTL_OK;
 }
 
-static int open_files(struct dsctl *dsctl, const char *path, struct files *files, size_t *ret_stem)
+/* The last part of the first n bytes of a path, as the model's name. */
+static void set_name(char name[256], const char *path, size_t n)
+{
+    size_t first = n;
+
+    while (first > 0 && path[first - 1] != '/')
+        first--;
+    (void) snprintf(name, 256, "%.*s", (int) (n - first), path + first);
+}
+
+static int open_files(struct dsctl *dsctl, const char *path, struct files *files, char name[256])
 {
     unsigned count;
+    size_t stem;
 
-    if (!dsctl_split_name(path, &count, ret_stem)) {
-        *ret_stem = strlen(path) - (ends_with(path, ".gguf") ? strlen(".gguf") : 0);
+    if (!dsctl_split_name(path, &count, &stem)) {
+        set_name(name, path, strlen(path) - (ends_with(path, ".gguf") ? strlen(".gguf") : 0));
         return files_add(dsctl, files, path);
     }
+    set_name(name, path, stem);
     if (count > DS_MODEL_FILES_MAX)
         return dsctl_fail(dsctl, DSCTL_ERROR, "%s is split into %u files, more than %u", path,
                           count, DS_MODEL_FILES_MAX);
@@ -71,7 +88,7 @@ static int open_files(struct dsctl *dsctl, const char *path, struct files *files
         ds_cleanup(ds_free_p) char *split = NULL;
         int code;
 
-        if (asprintf(&split, "%.*s-%05u-of-%05u.gguf", (int) *ret_stem, path, i, count) < 0)
+        if (asprintf(&split, "%.*s-%05u-of-%05u.gguf", (int) stem, path, i, count) < 0)
             return dsctl_fail(dsctl, DSCTL_ERROR, "out of memory");
         code = files_add(dsctl, files, split);
         if (code != DSCTL_OK)
@@ -80,13 +97,77 @@ static int open_files(struct dsctl *dsctl, const char *path, struct files *files
     return DSCTL_OK;
 }
 
+/* --- folders --- */
+
+static int wanted(const struct dirent *item)
+{
+    return ds_folder_wants(item->d_name);
+}
+
+static int by_name(const struct dirent **a, const struct dirent **b)
+{
+    return strcmp((*a)->d_name, (*b)->d_name); /* whatever the locale says */
+}
+
+static int add_named(struct dsctl *dsctl, struct files *files, const char *folder, const char *name)
+{
+    ds_cleanup(ds_free_p) char *path = NULL;
+    int code;
+
+    if (files->n == DS_MODEL_FILES_MAX)
+        return dsctl_fail(dsctl, DSCTL_ERROR, "%s holds more than %u files of a model", folder,
+                          DS_MODEL_FILES_MAX);
+    if (asprintf(&path, "%s/%s", folder, name) < 0) {
+        path = NULL;
+        return dsctl_fail(dsctl, DSCTL_ERROR, "out of memory");
+    }
+    code = files_add(dsctl, files, path);
+    if (code != DSCTL_OK)
+        return code;
+    files->names[files->n - 1] = strdup(name);
+    return files->names[files->n - 1] ? DSCTL_OK : dsctl_fail(dsctl, DSCTL_ERROR, "out of memory");
+}
+
+static int open_folder(struct dsctl *dsctl, const char *path, struct files *files, char name[256])
+{
+    ds_cleanup(ds_free_p) char *real = realpath(path, NULL); /* "./" has no name of its own */
+    struct dirent **items = NULL;
+    int n = scandir(path, &items, wanted, by_name), code = DSCTL_OK;
+    bool config = false;
+
+    set_name(name, real ? real : path, strlen(real ? real : path));
+    if (n < 0)
+        return dsctl_fail(dsctl, DSCTL_ERROR, "%s cannot be opened: %s", path, strerror(errno));
+    for (int i = 0; i < n; i++) {
+        config = config || strcmp(items[i]->d_name, DS_FOLDER_CONFIG) == 0;
+        if (code == DSCTL_OK)
+            code = add_named(dsctl, files, path, items[i]->d_name);
+        free(items[i]);
+    }
+    free(items);
+    if (code == DSCTL_OK && !config)
+        return dsctl_fail(dsctl, DSCTL_ERROR,
+                          "%s is a folder without a %s: name a folder as Hugging Face has it, or "
+                          "a GGUF file",
+                          path, DS_FOLDER_CONFIG);
+    return code;
+}
+
+static bool is_folder(const char *path)
+{
+    struct stat status;
+
+    return stat(path, &status) == 0 && S_ISDIR(status.st_mode);
+}
+
+/* --- all of them --- */
+
 int dsctl_model_open(struct dsctl *dsctl, const char *argument, struct dsctl_model *ret_model)
 {
     ds_cleanup(files_close) struct files files = { .n = 0 };
     struct dsctl_model model = { .attachment = 0 };
-    bool is_path = strchr(argument, '/') != NULL;
-    const char *base = is_path ? strrchr(argument, '/') + 1 : argument;
-    size_t stem = 0;
+    bool is_path =
+        strchr(argument, '/') != NULL || strcmp(argument, ".") == 0 || strcmp(argument, "..") == 0;
     int r;
 
     if (!is_path && !(ends_with(argument, ".gguf") && access(argument, F_OK) == 0)) {
@@ -97,12 +178,13 @@ int dsctl_model_open(struct dsctl *dsctl, const char *argument, struct dsctl_mod
         *ret_model = model;
         return DSCTL_OK;
     }
-    r = open_files(dsctl, argument, &files, &stem);
+    r = is_folder(argument) ? open_folder(dsctl, argument, &files, model.name)
+                            : open_files(dsctl, argument, &files, model.name);
     if (r != DSCTL_OK)
         return r;
-    (void) snprintf(model.name, sizeof model.name, "%.*s",
-                    (int) (stem - (size_t) (base - argument)), base);
-    r = ds_attach(dsctl->ds, model.name, files.fds, files.n, &model.attachment);
+    r = ds_attach_named(dsctl->ds, model.name, files.fds,
+                        files.names[0] ? (const char *const *) files.names : NULL, files.n,
+                        &model.attachment);
     if (r < 0)
         return dsctl_failed(dsctl, r);
     model.name[0] = '\0';

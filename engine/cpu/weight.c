@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Repacking: the file's rows of blocks into panels (panel.h). Block layouts: ggml. */
 #include "engine/cpu/panel.h"
+#include "engine/format/packed.h"
 #include "engine/format/quant.h"
 #include "proto/base.h"
 
@@ -210,12 +211,34 @@ static void set_codes(struct repacker *repacker)
             repacker->codes[values[code] + 128] = (uint8_t) code;
 }
 
+/* Matrix number `matrix` of the weight. scratch: DS_PACKED_ROWS rows of blocks, for those that no
+ * file holds as blocks. */
+static void repack_matrix(const struct repacker *repacker, uint32_t matrix,
+                          const struct ds_tensor *tensor, uint8_t *scratch)
+{
+    const struct ds_weight *weight = repacker->weight;
+    uint64_t row_bytes = ds_type_row_bytes(weight->format->type, weight->k);
+    uint32_t first = matrix * weight->n_panels * DS_PANEL_ROWS;
+
+    for (uint32_t row = 0; row < weight->n; row += DS_PACKED_ROWS) {
+        uint32_t n = weight->n - row < DS_PACKED_ROWS ? weight->n - row : DS_PACKED_ROWS;
+        const uint8_t *blocks = ds_tensor_rows(tensor, row, n, scratch);
+
+        for (uint32_t i = 0; i < n; i++)
+            repack_row(repacker, first + row + i, blocks + i * row_bytes);
+    }
+}
+
 static int repack(struct ds_weight *weight, const struct ds_tensor *matrices)
 {
     uint64_t row_bytes = ds_type_row_bytes(weight->format->type, weight->k);
     struct repacker repacker = { .weight = weight, .format = weight->format };
+    ds_cleanup(ds_free_p) uint8_t *scratch =
+        matrices->packed ? malloc(DS_PACKED_ROWS * row_bytes) : NULL;
     int r;
 
+    if (matrices->packed && !scratch)
+        return -ENOMEM;
     repacker.traits = ds_type_traits(weight->format->type);
     set_codes(&repacker);
     r = ds_arena_take(weight->arena, weight->panel_bytes * weight->n_panels * weight->n_matrices,
@@ -223,9 +246,7 @@ static int repack(struct ds_weight *weight, const struct ds_tensor *matrices)
     if (r < 0)
         return r;
     for (uint32_t i = 0; i < weight->n_matrices; i++)
-        for (uint32_t row = 0; row < weight->n; row++)
-            repack_row(&repacker, i * weight->n_panels * DS_PANEL_ROWS + row,
-                       (const uint8_t *) matrices[i].data + row * row_bytes);
+        repack_matrix(&repacker, i, &matrices[i], scratch);
     return 0;
 }
 
@@ -237,7 +258,7 @@ static int set_shape(struct ds_weight *weight, const struct ds_tensor *tensor)
 
     if (!format || row_bytes == 0 || n == 0 || n > UINT32_MAX / 2 || tensor->dims[0] > INT32_MAX)
         return -ENOTSUP;
-    if (tensor->size_bytes / row_bytes < n)
+    if (!tensor->packed && tensor->size_bytes / row_bytes < n)
         return -EINVAL;
     weight->format = format;
     weight->factor = ds_type_traits(tensor->type)->factor;
@@ -295,8 +316,8 @@ int ds_weight_new_stack(struct ds_weight **ret_weight, struct ds_arena *arena,
         return -EINVAL;
     weight->arena = arena;
     for (uint32_t i = 0; i < n_matrices; i++) {
-        if (matrices[i].type != matrices->type || matrices[i].dims[0] != matrices->dims[0] ||
-            matrices[i].dims[1] != matrices->dims[1])
+        if (matrices[i].type != matrices->type || !matrices[i].packed != !matrices->packed ||
+            matrices[i].dims[0] != matrices->dims[0] || matrices[i].dims[1] != matrices->dims[1])
             return -EINVAL;
         r = set_shape(weight, &matrices[i]);
         if (r < 0)
@@ -335,8 +356,5 @@ int ds_weight_prepare(struct ds_weight *weight)
 
 void ds_weight_row(const struct ds_weight *weight, uint32_t row, float *out)
 {
-    uint64_t row_bytes = ds_type_row_bytes(weight->format->type, weight->k);
-    const uint8_t *data = weight->tensor->data;
-
-    ds_type_traits(weight->format->type)->dequantise(data + row * row_bytes, out, weight->k);
+    ds_tensor_row_floats(weight->tensor, row, out);
 }

@@ -4,6 +4,7 @@
 #include <sys/mman.h>
 
 #include "engine/format/checkpoint_parts.h"
+#include "engine/format/folder.h"
 #include "engine/format/quant.h"
 
 /* The disk may start on this much while the vocabulary is read; from there on the loader's own
@@ -117,6 +118,29 @@ static int open_files(struct ds_checkpoint *checkpoint, const int *fds, unsigned
     return r < 0 ? r : check_split_total(checkpoint, error);
 }
 
+static int open_folder(struct ds_checkpoint *checkpoint, const struct ds_hf_files *files,
+                       struct ds_error *error)
+{
+    checkpoint->hf = calloc(1, sizeof *checkpoint->hf);
+    checkpoint->files = calloc(1, sizeof *checkpoint->files);
+    checkpoint->labels = calloc(1, sizeof *checkpoint->labels);
+    if (!checkpoint->hf || !checkpoint->files || !checkpoint->labels)
+        return ds_error_set(error, -ENOMEM, "%s: no memory", checkpoint->name);
+    checkpoint->n_files = 1;
+    return ds_hf_open(checkpoint->hf, files, checkpoint->vocab_only, checkpoint->files, error);
+}
+
+/* What no GGUF key says. */
+static void finish_folder(struct ds_checkpoint *checkpoint)
+{
+    const struct ds_hf *hf = checkpoint->hf;
+
+    checkpoint->hyper.rope_neox = hf->config.rope_neox;
+    checkpoint->hyper.window_first_layer = (uint32_t) hf->config.window_first_layer;
+    checkpoint->vocab = *ds_hf_vocab_get(hf->vocab); /* arrays stay the folder's */
+    checkpoint->advice = *ds_hf_vocab_advice(hf->vocab);
+}
+
 /* --- tensors --- */
 
 static int compare_tensors(const void *a, const void *b)
@@ -127,7 +151,7 @@ static int compare_tensors(const void *a, const void *b)
 
 static int list_tensors(struct ds_checkpoint *checkpoint, struct ds_error *error)
 {
-    size_t total = 0;
+    size_t total = checkpoint->hf ? checkpoint->hf->n_tensors : 0;
 
     for (unsigned i = 0; i < checkpoint->n_files; i++)
         total += checkpoint->files[i].n_tensors;
@@ -138,6 +162,8 @@ static int list_tensors(struct ds_checkpoint *checkpoint, struct ds_error *error
     for (unsigned i = 0; i < checkpoint->n_files; i++)
         for (uint32_t j = 0; j < checkpoint->files[i].n_tensors; j++)
             checkpoint->tensors[checkpoint->n_tensors++] = &checkpoint->files[i].tensors[j].tensor;
+    for (size_t i = 0; checkpoint->hf && i < checkpoint->hf->n_tensors; i++)
+        checkpoint->tensors[checkpoint->n_tensors++] = &checkpoint->hf->tensors[i];
     memcpy(checkpoint->by_name, checkpoint->tensors, total * sizeof(*checkpoint->by_name));
     qsort(checkpoint->by_name, total, sizeof(*checkpoint->by_name), compare_tensors);
     for (size_t i = 1; i < total; i++)
@@ -216,6 +242,15 @@ static void start_reading(const struct ds_checkpoint *checkpoint)
 int ds_checkpoint_open(struct ds_checkpoint **ret_checkpoint, const int *fds, unsigned n_fds,
                        const char *name, bool vocab_only, struct ds_error *error)
 {
+    return ds_checkpoint_open_named(ret_checkpoint, fds, NULL, n_fds, name, vocab_only, error);
+}
+
+int ds_checkpoint_open_named(struct ds_checkpoint **ret_checkpoint, const int *fds,
+                             const char *const *names, unsigned n_fds, const char *name,
+                             bool vocab_only, struct ds_error *error)
+{
+    const struct ds_hf_files files = { name, fds, names, n_fds };
+    bool folder = names && ds_hf_is_folder(names, n_fds);
     ds_cleanup(ds_checkpoint_free_p) struct ds_checkpoint *checkpoint = NULL;
     int r;
 
@@ -227,10 +262,12 @@ int ds_checkpoint_open(struct ds_checkpoint **ret_checkpoint, const int *fds, un
     if (!checkpoint->name)
         return ds_error_set(error, -ENOMEM, "%s: no memory", name);
 
-    r = open_files(checkpoint, fds, n_fds, error);
+    r = folder ? open_folder(checkpoint, &files, error) : open_files(checkpoint, fds, n_fds, error);
     if (r == 0)
         r = ds_checkpoint_read_hyper(checkpoint, error);
-    if (r == 0)
+    if (r == 0 && folder)
+        finish_folder(checkpoint);
+    if (r == 0 && !folder)
         r = ds_checkpoint_read_vocab(checkpoint, error);
     if (r == 0)
         r = read_tensors(checkpoint, error);
@@ -257,10 +294,15 @@ struct ds_checkpoint *ds_checkpoint_free(struct ds_checkpoint *checkpoint)
     }
     free(checkpoint->files);
     free(checkpoint->labels);
+    if (checkpoint->hf)
+        checkpoint->vocab = (struct ds_vocab){ .n_tokens = 0 };
     free((void *) checkpoint->vocab.tokens);
     free((void *) checkpoint->vocab.types);
     free((void *) checkpoint->vocab.scores);
     free((void *) checkpoint->vocab.merges);
+    if (checkpoint->hf)
+        ds_hf_deinit(checkpoint->hf);
+    free(checkpoint->hf);
     free(checkpoint->tensors);
     free(checkpoint->by_name);
     free(checkpoint->architecture);
@@ -320,7 +362,7 @@ const struct ds_tensor *ds_checkpoint_require(const struct ds_checkpoint *checkp
                                               struct ds_error *error)
 {
     const struct ds_tensor *tensor;
-    char full[DS_GGUF_NAME_MAX + 1];
+    char full[DS_GGUF_NAME_MAX + 1], origin[256];
     uint32_t n_dims = ne1 ? 2 : 1;
     uint64_t rows = ne1 ? ne1 : 1;
 
@@ -328,9 +370,9 @@ const struct ds_tensor *ds_checkpoint_require(const struct ds_checkpoint *checkp
                       : snprintf(full, sizeof full, "blk.%d.%s", layer, name));
     tensor = ds_checkpoint_tensor(checkpoint, full);
     if (!tensor) {
-        (void) ds_error_set(error, -EINVAL,
-                            "%s: tensor '%s' is missing: convert or fetch the model again",
-                            checkpoint->name, full);
+        (void) ds_error_set(
+            error, -EINVAL, "%s: tensor '%s' is missing: convert or fetch the model again",
+            checkpoint->name, checkpoint->hf && ds_hf_origin(full, origin) ? origin : full);
         return NULL;
     }
     /* A matrix of one row may be stored as a vector and the other way round. */

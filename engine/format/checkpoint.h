@@ -61,6 +61,8 @@ struct ds_tensor {
     uint64_t dims[4]; /* unused ones are 1 */
     const void *data; /* in the mapping; aligned to the file's alignment only */
     uint64_t size_bytes;
+    const struct ds_packed *packed; /* NULL: rows of blocks lie at data; else ds_tensor_rows()
+                                     * (engine/format/packed.h) makes them */
 };
 
 enum ds_architecture {
@@ -203,6 +205,13 @@ struct ds_metadata { /* one key for a person */
  */
 int ds_checkpoint_open(struct ds_checkpoint **ret_checkpoint, const int *fds, unsigned n_fds,
                        const char *name, bool vocab_only, struct ds_error *error);
+
+/* The same with the files' names. Where one is "config.json", they are the folder of a model in
+ * Hugging Face's form: its safetensors (those that its index names), its tokeniser. names NULL, or
+ * without names: ds_checkpoint_open(). */
+int ds_checkpoint_open_named(struct ds_checkpoint **ret_checkpoint, const int *fds,
+                             const char *const *names, unsigned n_fds, const char *name,
+                             bool vocab_only, struct ds_error *error);
 
 /* Makes a context of so many positions possible where the model's own is shorter and its file names
  * a scaling of positions (linear, YaRN): hyper's context and rope_factor grow. Before the model is

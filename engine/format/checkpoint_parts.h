@@ -17,7 +17,8 @@
 
 struct ds_checkpoint {
     char *name;
-    struct ds_gguf *files; /* [n_files] in the order of split.no */
+    struct ds_gguf *files; /* [n_files] in the order of split.no; of a folder one, with keys only */
+    struct ds_hf *hf;      /* NULL: no folder */
     char **labels;         /* [n_files] names of the files for errors */
     unsigned n_files;
     bool vocab_only;

@@ -6,6 +6,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "engine/format/packed.h"
 #include "engine/format/quant.h"
 
 #define READ_BYTES ((size_t) 1 << 20)
@@ -40,11 +41,10 @@ static int decode(struct decoding *decoding, const struct ds_tensor *tensor, uin
     const struct ds_type_traits *traits = ds_type_traits(tensor->type);
     const uint64_t columns = tensor->dims[0];
     const uint64_t n_rows = tensor->dims[1] * tensor->dims[2] * tensor->dims[3];
-    const uint64_t row_bytes = ds_type_row_bytes(tensor->type, columns);
     int r = grow(decoding, columns);
 
     for (uint64_t i = 0; i < n_rows && r == 0; i++) {
-        traits->dequantise((const uint8_t *) tensor->data + i * row_bytes, decoding->row, columns);
+        ds_tensor_row_floats(tensor, i, decoding->row);
         for (uint64_t j = 0; j < columns; j++) {
             if (isfinite(decoding->row[j]))
                 continue;

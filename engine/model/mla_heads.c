@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include <math.h>
 
+#include "engine/format/packed.h"
 #include "engine/format/quant.h"
 #include "engine/model/mla_parts.h"
 
@@ -150,6 +151,37 @@ static int load_transposed(struct ds_weight_loader *loader, const struct pieces 
     return r < 0 ? r : make_stack(loader, matrices, n_heads, pieces->tensor, ret_stack);
 }
 
+/* kv_b whose numbers stand in several tensors (FP8, GPTQ, AWQ), as F16: heads are cut out of it. */
+static int unpack(struct ds_weight_loader *loader, const struct ds_tensor *packed,
+                  struct ds_tensor *ret_tensor, uint16_t **ret_data)
+{
+    const uint64_t k = packed->dims[0], n = packed->dims[1];
+    ds_cleanup(ds_free_p) float *row = malloc(k * sizeof *row);
+    uint16_t *data = calloc(k * n, sizeof *data);
+
+    *ret_data = data;
+    if (!row || !data)
+        return no_memory(loader);
+    for (uint64_t i = 0; i < n; i++) {
+        ds_tensor_row_floats(packed, i, row);
+        for (uint64_t j = 0; j < k; j++) {
+            if (!(fabsf(row[j]) < 65504.0f))
+                return ds_error_set(loader->error, -EBADMSG,
+                                    "%s: tensor '%s' holds %g, which no weight of a model is: the "
+                                    "file is damaged, fetch it again",
+                                    ds_checkpoint_name(loader->checkpoint), packed->name,
+                                    (double) row[j]);
+            data[i * k + j] = ds_f32_to_f16(row[j]);
+        }
+    }
+    *ret_tensor = *packed;
+    ret_tensor->type = DS_TYPE_F16;
+    ret_tensor->packed = NULL;
+    ret_tensor->data = data;
+    ret_tensor->size_bytes = k * n * sizeof *data;
+    return 0;
+}
+
 int ds_mla_load_heads(struct ds_mla *mla, struct ds_weight_loader *loader, const struct ds_hyper *h,
                       int layer, bool naive)
 {
@@ -157,14 +189,22 @@ int ds_mla_load_heads(struct ds_mla *mla, struct ds_weight_loader *loader, const
     const bool has_kv = ds_has_tensor(loader, layer, "attn_kv_b.weight");
     const bool has_k = ds_has_tensor(loader, layer, "attn_k_b.weight");
     const bool has_v = ds_has_tensor(loader, layer, "attn_v_b.weight");
+    ds_cleanup(ds_free_p) uint16_t *unpacked_data = NULL;
     const struct ds_tensor *tensor = NULL;
+    struct ds_tensor unpacked;
     struct pieces keys, values;
-    int r;
+    int r = 0;
 
     if (has_kv || (!has_k && !has_v)) {
         tensor = require_rows(loader, layer, "attn_kv_b.weight", rank, nope + value, h->n_heads);
         if (!tensor)
             return -EINVAL;
+        if (tensor->packed) {
+            r = unpack(loader, tensor, &unpacked, &unpacked_data);
+            tensor = &unpacked;
+        }
+        if (r < 0)
+            return r;
     }
     /* Rows of keys for each latent dim where there are any, and where they serve: the naive form
      * takes a dim of the key for a row, and then kv_b's rows come first. */

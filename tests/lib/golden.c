@@ -174,6 +174,10 @@ static bool read_header(struct ds_golden *golden, const char *path, const char *
              asprintf(&golden->gguf[golden->n_gguf], "%.*s/%s", slash ? (int) (slash - path) : 1,
                       slash ? path : ".", rest) >= 0)
         golden->n_gguf++;
+    else if (strcmp(word, "hf") == 0 && !golden->hf &&
+             asprintf(&golden->hf, "%.*s/%s", slash ? (int) (slash - path) : 1, slash ? path : ".",
+                      rest) < 0)
+        golden->hf = NULL;
     return true;
 }
 
@@ -226,6 +230,7 @@ struct ds_golden *ds_golden_free(struct ds_golden *golden)
 {
     if (!golden)
         return NULL;
+    free(golden->hf);
     for (size_t i = 0; i < golden->n_prompts; i++) {
         free(golden->prompts[i].ids);
         free(golden->prompts[i].greedy);

@@ -46,6 +46,7 @@ struct ds_golden_prompt {
 struct ds_golden {
     char *gguf[4]; /* full paths of the forms of the model */
     size_t n_gguf;
+    char *hf; /* full path of the folder of the same numbers; NULL where there is none */
     uint32_t n_vocab;
     double tol_logprob, tol_nll;           /* nll per predicted token */
     double tol_logprob_int8, tol_nll_int8; /* 0 where not given */

@@ -15,25 +15,39 @@ void ds_runner_init(struct ds_runner *runner, struct ds_backend *backend, int fd
     ds_runner_init_form(runner, backend, fd, context, batch_max, false);
 }
 
-void ds_runner_init_form(struct ds_runner *runner, struct ds_backend *backend, int fd,
-                         uint32_t context, uint32_t batch_max, bool naive)
+static struct ds_checkpoint *open_gguf(int fd)
+{
+    struct ds_checkpoint *checkpoint = NULL;
+    struct ds_error error = { "" };
+
+    if (ds_checkpoint_open(&checkpoint, &fd, 1, "model", false, &error) != 0)
+        fail_msg("%s", error.text);
+    return checkpoint;
+}
+
+/* exact: keys and values as F32. */
+static void init(struct ds_runner *runner, struct ds_backend *backend,
+                 struct ds_checkpoint *checkpoint, uint32_t context, uint32_t batch_max, bool naive,
+                 bool exact)
 {
     struct ds_kv_geometry geometry;
     struct ds_error error = { "" };
     uint32_t n_blocks = (context + DS_KV_BLOCK - 1) / DS_KV_BLOCK;
 
-    *runner = (struct ds_runner){ .backend = backend, .context = context, .batch_max = batch_max };
-    int r = ds_checkpoint_open(&runner->checkpoint, &fd, 1, "model", false, &error);
-    if (r == 0)
-        r = naive ? ds_model_load_naive(&runner->model, backend, runner->checkpoint, batch_max,
-                                        batch_max, &error)
-                  : ds_model_load(&runner->model, backend, runner->checkpoint, batch_max, batch_max,
-                                  NULL, NULL, &error);
+    *runner = (struct ds_runner){
+        .backend = backend, .checkpoint = checkpoint, .context = context, .batch_max = batch_max
+    };
+    int r = naive ? ds_model_load_naive(&runner->model, backend, checkpoint, batch_max, batch_max,
+                                        &error)
+                  : ds_model_load(&runner->model, backend, checkpoint, batch_max, batch_max, NULL,
+                                  NULL, &error);
     if (r < 0)
         fail_msg("%s", error.text);
     runner->n_vocab = ds_model_n_vocab(runner->model);
     ds_model_kv_geometry(runner->model, &geometry);
     geometry.n_blocks = n_blocks;
+    if (exact)
+        geometry.type = DS_KV_F32;
     assert_int_equal(backend->kv_new(backend, &geometry, &runner->kv), 0);
     runner->blocks = calloc(n_blocks, sizeof *runner->blocks);
     runner->logits = calloc((size_t) batch_max * runner->n_vocab, sizeof *runner->logits);
@@ -53,6 +67,19 @@ void ds_runner_use_kv_type(struct ds_runner *runner, enum ds_kv_type type)
     geometry.n_blocks = (runner->context + DS_KV_BLOCK - 1) / DS_KV_BLOCK;
     runner->backend->kv_free(runner->backend, runner->kv);
     assert_int_equal(runner->backend->kv_new(runner->backend, &geometry, &runner->kv), 0);
+}
+
+void ds_runner_init_form(struct ds_runner *runner, struct ds_backend *backend, int fd,
+                         uint32_t context, uint32_t batch_max, bool naive)
+{
+    init(runner, backend, open_gguf(fd), context, batch_max, naive, false);
+}
+
+void ds_runner_init_checkpoint(struct ds_runner *runner, struct ds_backend *backend,
+                               struct ds_checkpoint *checkpoint, uint32_t context,
+                               uint32_t batch_max, bool exact)
+{
+    init(runner, backend, checkpoint, context, batch_max, false, exact);
 }
 
 void ds_runner_deinit(struct ds_runner *runner)

@@ -30,6 +30,11 @@ void ds_runner_init_form(struct ds_runner *runner, struct ds_backend *backend, i
                          uint32_t context, uint32_t batch_max, bool naive);
 /* Another type of KV cache than the model's own, which must allow it. Before the first feed. */
 void ds_runner_use_kv_type(struct ds_runner *runner, enum ds_kv_type type);
+/* The same of a checkpoint that is open already; the runner frees it. exact: keys and values are
+ * kept as F32 whatever the weights are. */
+void ds_runner_init_checkpoint(struct ds_runner *runner, struct ds_backend *backend,
+                               struct ds_checkpoint *checkpoint, uint32_t context,
+                               uint32_t batch_max, bool exact);
 void ds_runner_deinit(struct ds_runner *runner);
 
 /* Forgets the sequence. */
