@@ -6,6 +6,7 @@
  * Method: the real build/dsd; with the fake engine, whose tokens depend on the adapter's content
  * and scale; one scene with the real engine, killed in the middle of answers with adapters.
  */
+#include "client/ds.h"
 #include "proto/base.h"
 #include "shm/handshake.h"
 #include "tests/lib/dsd_process.h"
@@ -517,6 +518,81 @@ static void memory_for_an_adapter_is_counted(void **state)
     (void) raw_answer_free(generate(&f->client, &wish));
 }
 
+/* --- libds --- */
+
+/* Submits, and takes events until the last one; ids has room for 200. Kills dsd after three tokens
+ * and starts it again, where restart is not NULL. */
+static uint32_t answer_of(struct ds *ds, const struct ds_request *request, uint32_t *ids,
+                          struct dsd_process *restart)
+{
+    struct ds_event event;
+    uint32_t n = 0;
+    uint64_t id;
+
+    assert_int_equal(ds_submit(ds, request, &id), 0);
+    for (;;) {
+        assert_int_equal(ds_next(ds, &event, 20000), 0);
+        if (event.type == DS_EVENT_ERROR)
+            fail_msg("%s", event.text);
+        if (event.type == DS_EVENT_FINAL)
+            return n;
+        for (size_t i = 0; event.type == DS_EVENT_TOKENS && i < event.n_ids && n < 200; i++)
+            ids[n++] = event.ids[i];
+        if (restart && n >= 3) {
+            (void) dsd_end(restart, SIGKILL);
+            dsd_again(restart, "auto");
+            restart = NULL;
+        }
+    }
+}
+
+static void programs_choose_adapters_and_outlive_the_daemon(void **state)
+{
+    struct fixture *f = *state;
+    struct wish wish = { .model = "alpha", .prompt = "slow=5", .lora = "fr", .max_tokens = 40 };
+    struct raw_answer *named, *scaled;
+    struct ds_connect_options options = { .struct_size = sizeof options, .socket = f->dsd.socket };
+    struct ds_request request = { .struct_size = sizeof request,
+                                  .model = "alpha",
+                                  .prompt = "slow=5",
+                                  .max_tokens = 40,
+                                  .set = DS_SET_SEED,
+                                  .ignore_eos = 1,
+                                  .lora = "fr" };
+    uint32_t ids[200], n;
+    char path[128];
+    struct ds *ds;
+    uint64_t id;
+    int fd;
+
+    named = generate(&f->client, &wish);
+    wish.scale = 0.25f;
+    scaled = generate(&f->client, &wish);
+    assert_int_equal(ds_connect(&ds, &options), 0);
+    n = answer_of(ds, &request, ids, NULL);
+    assert_int_equal(n, named->n_ids);
+    assert_memory_equal(ids, named->ids, n * sizeof *ids);
+    request.set |= DS_SET_LORA_SCALE;
+    request.lora_scale = 0.25f;
+    n = answer_of(ds, &request, ids, NULL);
+    assert_int_equal(n, scaled->n_ids);
+    assert_memory_equal(ids, scaled->ids, n * sizeof *ids);
+
+    (void) snprintf(path, sizeof path, "%s/models/fr.gguf", f->dsd.directory);
+    fd = open(path, O_RDONLY | O_CLOEXEC);
+    assert_int_equal(ds_attach(ds, "by hand", &fd, 1, &request.lora_attachment), 0);
+    (void) close(fd);
+    assert_int_equal(ds_submit(ds, &request, &id), -EINVAL); /* a name and an attachment */
+    assert_non_null(strstr(ds_error_text(ds), "one adapter"));
+    request.lora = NULL;
+    n = answer_of(ds, &request, ids, &f->dsd); /* handed over again to the next dsd */
+    assert_int_equal(n, scaled->n_ids);
+    assert_memory_equal(ids, scaled->ids, n * sizeof *ids);
+    ds_close(ds);
+    (void) raw_answer_free(named);
+    (void) raw_answer_free(scaled);
+}
+
 /* --- the real engine --- */
 
 static void write_real_files(const char *directory)
@@ -611,6 +687,7 @@ int main(void)
         TEST(a_load_that_nobody_waits_for_leaves_nothing_behind),
         TEST(eviction_of_the_model_does_not_show),
         TEST(memory_for_an_adapter_is_counted),
+        TEST(programs_choose_adapters_and_outlive_the_daemon),
         cmocka_unit_test(the_real_engine_may_die_among_answers_with_adapters),
     };
 

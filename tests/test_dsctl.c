@@ -380,6 +380,22 @@ static void test_sizes_and_times_read_well(void **state)
     assert_string_equal(dsctl_quoted(text, sizeof text, "a\n\"\x01", 4), "\"a\\n\\\"\\x01\"");
 }
 
+static void test_an_adapter_may_have_a_scale(void **state)
+{
+    static const char *const none[] = { "", "=2", "fr=", "fr=much", "fr=nan" };
+    struct dsctl_lora lora = { .scale_said = false };
+
+    (void) state;
+    assert_int_equal(dsctl_lora_take(&lora, "fr"), DSCTL_OK);
+    assert_string_equal(lora.argument, "fr");
+    assert_false(lora.scale_said);
+    assert_int_equal(dsctl_lora_take(&lora, "./a=b/fr.gguf=-0.5"), DSCTL_OK);
+    assert_string_equal(lora.argument, "./a=b/fr.gguf");
+    assert_true(lora.scale_said && lora.scale == -0.5f);
+    for (unsigned i = 0; i < sizeof none / sizeof *none; i++)
+        assert_int_equal(dsctl_lora_take(&lora, none[i]), DSCTL_USAGE);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -392,6 +408,7 @@ int main(void)
         cmocka_unit_test(test_every_reason_has_its_word),
         cmocka_unit_test(test_ids_are_read_exactly_or_not_at_all),
         cmocka_unit_test(test_split_files_are_recognised_by_name),
+        cmocka_unit_test(test_an_adapter_may_have_a_scale),
         cmocka_unit_test(test_messages_are_an_array_or_in_an_object),
         cmocka_unit_test(test_messages_that_are_none_are_refused_with_a_reason),
         cmocka_unit_test(test_quantiles_are_values_that_occurred),
