@@ -5,6 +5,7 @@
 #include <dirent.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <strings.h>
 #include <sys/stat.h>
 
 #include "proto/folder.h"
@@ -121,6 +122,15 @@ static struct ds_registry_entry *entry_new(struct ds_registry *registry)
     return &registry->entries[registry->n_entries++];
 }
 
+/* The convention for names of GGUF files puts a type at the end: NAME-F16-LoRA.gguf. */
+static bool names_adapter(const char *stem)
+{
+    size_t length = strlen(stem);
+
+    return length > 5 && strchr("-.", stem[length - 5]) &&
+           strcasecmp(stem + length - 4, "lora") == 0;
+}
+
 /* Enters one file; the first directory that has a name wins. */
 static void enter(struct ds_registry *registry, unsigned directory, const char *file,
                   uint64_t bytes)
@@ -149,6 +159,7 @@ static void enter(struct ds_registry *registry, unsigned directory, const char *
         entry->directory = directory;
         entry->n_files = n;
         entry->split = split;
+        entry->adapter = names_adapter(stem);
     }
     if (entry->directory != directory || entry->n_files != n || entry->split != split)
         return;
@@ -186,9 +197,9 @@ static void enter_folder(struct ds_registry *registry, unsigned directory, int d
                          const char *name)
 {
     struct ds_registry_entry *entry;
+    bool config, adapter;
     struct stat status;
     const char *file;
-    bool config;
     DIR *stream;
 
     if (name[0] == '.' || strlen(name) > DS_MODEL_NAME_MAX || find(registry, name))
@@ -198,11 +209,15 @@ static void enter_folder(struct ds_registry *registry, unsigned directory, int d
         return;
     config = fstatat(dirfd(stream), DS_FOLDER_CONFIG, &status, AT_SYMLINK_NOFOLLOW) == 0 &&
              S_ISREG(status.st_mode);
-    entry = config && fstat(dirfd(stream), &status) == 0 ? entry_new(registry) : NULL;
+    adapter = !config &&
+              fstatat(dirfd(stream), DS_FOLDER_ADAPTER, &status, AT_SYMLINK_NOFOLLOW) == 0 &&
+              S_ISREG(status.st_mode);
+    entry = (config || adapter) && fstat(dirfd(stream), &status) == 0 ? entry_new(registry) : NULL;
     if (entry) {
         (void) snprintf(entry->name, sizeof entry->name, "%s", name);
         entry->directory = directory;
         entry->folder = true;
+        entry->adapter = adapter;
         entry->changed = status.st_mtim;
         while (next_wanted(stream, &file, &status)) {
             entry->bytes += (uint64_t) status.st_size;
@@ -290,9 +305,18 @@ const struct ds_registry_entry *ds_registry_entries(const struct ds_registry *re
 
 const char *ds_registry_default(const struct ds_registry *registry, const char *preset)
 {
+    const char *only = NULL;
+    unsigned n = 0;
+
     if (*preset)
         return preset;
-    return registry->n_entries == 1 ? registry->entries[0].name : NULL;
+    for (unsigned i = 0; i < registry->n_entries; i++) {
+        if (registry->entries[i].adapter)
+            continue;
+        only = registry->entries[i].name;
+        n++;
+    }
+    return n == 1 ? only : NULL;
 }
 
 /* --- opening --- */

@@ -19,6 +19,7 @@ struct ds_registry_entry {
     unsigned n_files;   /* 1, or how many splits, or what a folder holds */
     unsigned n_found;   /* of these */
     uint64_t bytes;
+    bool adapter; /* by its name (NAME-LoRA.gguf), or a folder with an adapter's configuration */
     bool split, folder;
     struct timespec changed; /* folder: mtime when it was read */
 };

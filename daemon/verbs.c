@@ -100,8 +100,9 @@ static void answer_list(struct ds_call *call)
         infos.items[i].name = (char *) entries[i].name;
         infos.items[i].file_bytes = entries[i].bytes;
         infos.items[i].n_files = entries[i].n_files;
-        infos.items[i].state =
-            (char *) (entries[i].n_found == entries[i].n_files ? "available" : "incomplete");
+        infos.items[i].state = (char *) (entries[i].n_found != entries[i].n_files ? "incomplete"
+                                         : entries[i].adapter                     ? "adapter"
+                                                                                  : "available");
     }
     result.models = infos.pointers;
     result.n_models = n;

@@ -112,8 +112,7 @@ static void load_task_run(struct ds_task *base)
     if (atomic_load_explicit(&load->cancelled, memory_order_relaxed))
         load->status = -ECANCELED;
     else if (load->base)
-        load->status = ds_link_lora_make(load->base, load->parts.fds, load->parts.n_fds,
-                                         message->name, &load->adapter, &load->error);
+        load->status = ds_link_lora_make(load->base, &load->parts, &load->adapter, &load->error);
     else if (message->inspect_only)
         load->status = inspect(load);
     else

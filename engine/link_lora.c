@@ -20,13 +20,14 @@ struct ds_adapter *ds_link_lora_find(const struct ds_link_model *model, uint32_t
     return lora ? lora->adapter : NULL;
 }
 
-int ds_link_lora_make(const struct ds_link_model *model, const int *fds, unsigned n_fds,
-                      const char *name, struct ds_adapter **ret_adapter, struct ds_error *error)
+int ds_link_lora_make(const struct ds_link_model *model, const struct ds_load_parts *parts,
+                      struct ds_adapter **ret_adapter, struct ds_error *error)
 {
     ds_cleanup(ds_lora_file_free_p) struct ds_lora_file *file = NULL;
     int r;
 
-    r = ds_lora_file_open(&file, fds, n_fds, name, error);
+    r = ds_lora_file_open(&file, parts->fds, (const char *const *) parts->file_names, parts->n_fds,
+                          parts->message->name, error);
     if (r < 0)
         return r;
     return ds_adapter_new(ret_adapter, ds_model_adapters(model->weights), model->checkpoint, file,

@@ -73,8 +73,8 @@ void ds_load_parts_deinit(struct ds_load_parts *parts);
 
 /* On the loader thread: an adapter from its files. Errors as ds_lora_file_open(), ds_adapter_new().
  */
-int ds_link_lora_make(const struct ds_link_model *model, const int *fds, unsigned n_fds,
-                      const char *name, struct ds_adapter **ret_adapter, struct ds_error *error);
+int ds_link_lora_make(const struct ds_link_model *model, const struct ds_load_parts *parts,
+                      struct ds_adapter **ret_adapter, struct ds_error *error);
 /* Requests may name it by id from now on; takes a reference of its own. -ENOMEM. */
 int ds_link_lora_adopt(struct ds_link_model *model, uint32_t id, struct ds_adapter *adapter,
                        struct ds_error *error);

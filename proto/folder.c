@@ -9,7 +9,7 @@ static const char *const names[] = {
     "quant_config.json",    /* older AWQ folders */
     "tokenizer.json",          "tokenizer.model",        "tokenizer_config.json",
     "special_tokens_map.json", "added_tokens.json",      "chat_template.jinja",
-    "adapter_config.json",
+    DS_FOLDER_ADAPTER,
 };
 
 bool ds_folder_wants(const char *file_name)

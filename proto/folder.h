@@ -12,5 +12,7 @@
 
 #define DS_FOLDER_CONFIG "config.json" /* a folder with it is a model */
 
+#define DS_FOLDER_ADAPTER "adapter_config.json" /* one with this, but not that, an adapter */
+
 /* Does a file of this name belong to a model (or to an adapter for one)? */
 bool ds_folder_wants(const char *file_name);

@@ -17,6 +17,7 @@
 
 #include "engine/format/quant.h"
 #include "tests/lib/golden.h"
+#include "tests/lib/model_folder.h"
 #include "tests/lib/naive_backend.h"
 #include "tests/lib/serving.h"
 #include "tests/lib/tiny_adapter.h"
@@ -39,7 +40,7 @@ static struct ds_adapter *use_adapter(struct ds_runner *runner, int fd)
     struct ds_adapter *adapter = NULL;
     struct ds_error error = { "" };
 
-    if (ds_lora_file_open(&file, &fd, 1, "adapter", &error) != 0 ||
+    if (ds_lora_file_open(&file, &fd, NULL, 1, "adapter", &error) != 0 ||
         ds_adapter_new(&adapter, ds_model_adapters(runner->model), runner->checkpoint, file,
                        &error) != 0 ||
         ds_adapter_admit(adapter, &error) != 0)
@@ -148,9 +149,17 @@ static void an_adapter_equals_merged_weights(void **state)
 
 static void golden_models_with_an_adapter_equal_merged_ones(void **state)
 {
-    static const char *const models[] = { "gguf/llama-F32.gguf", "gguf/llama3rope-F32.gguf",
-                                          "gguf/qwen2-F32.gguf", "gguf/qwen3-F32.gguf" };
-    struct ds_tiny_adapter options = { .seed = 9, .rank = 8, .alpha = 24, .embedding = true };
+    static const char *const models[] = { "gguf/llama-F32.gguf",
+                                          "gguf/llama3rope-F32.gguf",
+                                          "gguf/qwen2-F32.gguf",
+                                          "gguf/qwen3-F32.gguf",
+                                          "gguf/qwen3moe-F32.gguf",
+                                          "gguf/deepseek-v2-lite-F32.gguf",
+                                          "gguf/deepseek-v2-lite-kvb-F32.gguf",
+                                          "gguf/deepseek-v3-F32.gguf" };
+    struct ds_tiny_adapter options = {
+        .seed = 9, .rank = 8, .alpha = 24, .embedding = true, .skip = "attn_kv_b"
+    };
     struct ds_backend *backend;
 
     (void) state;
@@ -211,6 +220,223 @@ static void all_instruction_sets_agree_bit_for_bit(void **state)
     (void) close(adapter_fd);
     (void) close(shape_fd);
     (void) close(fd);
+}
+
+/* --- PEFT folders --- */
+
+static const char *const peft_names[] = { "adapter_config.json", "adapter_model.safetensors" };
+
+/* What comes of a folder on runner's model: 0 or an errno with the line in error. */
+static int open_peft(struct ds_runner *runner, const char *config, int weights_fd,
+                     struct ds_adapter **ret_adapter, struct ds_error *error)
+{
+    int fds[2] = { ds_memfd_of(config, strlen(config)), weights_fd };
+    struct ds_lora_file *file = NULL;
+    int r;
+
+    assert_true(fds[0] >= 0);
+    r = ds_lora_file_open(&file, fds, peft_names, 2, "french", error);
+    if (r == 0)
+        r = ds_adapter_new(ret_adapter, ds_model_adapters(runner->model), runner->checkpoint, file,
+                           error);
+    if (r == 0)
+        r = ds_adapter_admit(*ret_adapter, error);
+    (void) ds_lora_file_free(file);
+    (void) close(fds[0]);
+    return r;
+}
+
+static float *peft_logprobs(struct ds_runner *runner, const char *config, int weights_fd)
+{
+    struct ds_adapter *adapter = NULL;
+    struct ds_error error = { "" };
+    float *logprobs;
+
+    if (open_peft(runner, config, weights_fd, &adapter, &error) != 0)
+        fail_msg("%s", error.text);
+    runner->use = (struct ds_adapter_use){ adapter, 1.0f };
+    logprobs = prompt_logprobs(runner);
+    runner->use = (struct ds_adapter_use){ NULL, 0.0f };
+    (void) ds_adapter_free(adapter);
+    return logprobs;
+}
+
+static void a_peft_folder_equals_the_gguf_form(void **state)
+{
+    static const enum ds_architecture architectures[] = { DS_ARCH_LLAMA, DS_ARCH_QWEN2,
+                                                          DS_ARCH_QWEN3 };
+    /* three ways to say a scale of 2; the last for a rank of 16, where 8 = 2 sqrt(16) */
+    static const char *const configs[] = {
+        "{\"peft_type\":\"LORA\",\"r\":16,\"lora_alpha\":32,\"bias\":\"none\","
+        "\"use_rslora\":false,\"fan_in_fan_out\":true,\"modules_to_save\":null,"
+        "\"target_modules\":[\"q_proj\"],\"rank_pattern\":{},\"alpha_pattern\":{}}",
+        "{\"peft_type\":\"LORA\",\"r\":16,\"lora_alpha\":8,\"use_rslora\":true}",
+        "{\"peft_type\":\"LORA\",\"r\":4,\"lora_alpha\":1,\"rank_pattern\":{\"q_proj\":16,"
+        "\"k_proj\":16,\"v_proj\":16,\"o_proj\":16,\"mlp\\\\.gate_proj\":16,\"mlp.up_proj\":16,"
+        "\"model.layers.0.mlp.down_proj\":16,\"model.layers.1.mlp.down_proj\":16,"
+        "\"lm_head\":16,\"embed_tokens\":16},\"alpha_pattern\":{\"q_proj\":32,\"k_proj\":32,"
+        "\"v_proj\":32,\"o_proj\":32,\"gate_proj\":32,\"up_proj\":32,\"down_proj\":32,"
+        "\"lm_head\":32,\"embed_tokens\":32}}",
+    };
+    struct ds_tiny_adapter options = { .seed = 6, .rank = 16, .alpha = 32, .embedding = true };
+    struct ds_backend *backend = cpu_backend(NULL);
+
+    (void) state;
+    for (unsigned i = 0; i < 3; i++) {
+        struct ds_tiny_options model = ds_tiny_options(architectures[i], DS_TYPE_F32);
+        int fd = ds_tiny_model_fd(&model), gguf_fd = ds_tiny_adapter_fd(fd, &options);
+        int peft_fd = ds_tiny_peft_fd(fd, &options, NULL);
+        struct ds_runner runner;
+        struct ds_adapter *adapter;
+        float *expected;
+
+        ds_runner_init(&runner, backend, fd, 64, PROMPT);
+        adapter = use_adapter(&runner, gguf_fd);
+        runner.use = (struct ds_adapter_use){ adapter, 1.0f };
+        expected = prompt_logprobs(&runner);
+        (void) ds_adapter_free(adapter);
+        for (unsigned k = 0; k < 3; k++) {
+            float *got = peft_logprobs(&runner, configs[k], peft_fd);
+
+            assert_memory_equal(got, expected, (size_t) PROMPT * runner.n_vocab * sizeof *got);
+            free(got);
+        }
+        free(expected);
+        ds_runner_deinit(&runner);
+        (void) close(peft_fd);
+        (void) close(gguf_fd);
+        (void) close(fd);
+    }
+    backend->close(backend);
+}
+
+/* The same PEFT folder on both forms of a golden model: one has its rows turned, one has not. */
+static void a_peft_folder_fits_both_forms_of_a_model(void **state)
+{
+    static const char *const models[] = { "llama", "qwen2", "qwen3", "llama3rope" };
+    struct ds_tiny_adapter options = { .seed = 7, .rank = 8, .alpha = 16 };
+    const char *config = "{\"peft_type\":\"LORA\",\"r\":8,\"lora_alpha\":16}";
+    struct ds_backend *backend;
+
+    (void) state;
+    if (!ds_golden_path()) {
+        ds_golden_skip("PEFT folders on the golden models");
+        return;
+    }
+    backend = cpu_backend(NULL);
+    for (unsigned i = 0; i < sizeof models / sizeof *models; i++) {
+        struct ds_checkpoint *checkpoint = NULL;
+        struct ds_model_folder folder;
+        struct ds_runner gguf, hf;
+        struct ds_error error = { "" };
+        char path[128], *full;
+        float *a, *b;
+        double off;
+        int fd, peft_fd;
+
+        (void) snprintf(path, sizeof path, "gguf/%s-F32.gguf", models[i]);
+        full = ds_golden_file(path);
+        fd = full ? open(full, O_RDONLY | O_CLOEXEC) : -1;
+        assert_true(fd >= 0);
+        free(full);
+        (void) snprintf(path, sizeof path, "hf/%s", models[i]);
+        full = ds_golden_file(path);
+        assert_non_null(full);
+        ds_model_folder_open(&folder, full);
+        if (ds_checkpoint_open_named(&checkpoint, folder.fds, (const char *const *) folder.names,
+                                     folder.n, "folder", false, &error) != 0)
+            fail_msg("%s", error.text);
+        ds_runner_init_checkpoint(&hf, backend, checkpoint, 64, PROMPT, true);
+        ds_runner_init(&gguf, backend, fd, 64, PROMPT);
+        peft_fd = ds_tiny_peft_fd(fd, &options, NULL);
+        a = peft_logprobs(&gguf, config, peft_fd);
+        b = peft_logprobs(&hf, config, peft_fd);
+        off = largest_difference(a, b, (size_t) PROMPT * gguf.n_vocab);
+        printf("note: %s: the forms differ by %.1e with the adapter\n", models[i], off);
+        assert_true(off < 2e-4);
+        free(a);
+        free(b);
+        ds_runner_deinit(&hf);
+        ds_runner_deinit(&gguf);
+        ds_model_folder_close(&folder);
+        free(full);
+        (void) close(peft_fd);
+        (void) close(fd);
+    }
+    backend->close(backend);
+}
+
+#define PEFT_GOOD "\"peft_type\":\"LORA\",\"r\":4,\"lora_alpha\":8"
+
+static void peft_folders_that_ask_for_more_are_refused_by_name(void **state)
+{
+    static const struct {
+        const char *config, *extra;
+        int code;
+        const char *says;
+    } lies[] = {
+        { "{" PEFT_GOOD ",\"use_dora\":true}", NULL, -ENOTSUP, "'use_dora'" },
+        { "{" PEFT_GOOD ",\"bias\":\"lora_only\"}", NULL, -ENOTSUP, "'bias'" },
+        { "{" PEFT_GOOD ",\"modules_to_save\":[\"lm_head\"]}", NULL, -ENOTSUP,
+          "'modules_to_save'" },
+        { "{" PEFT_GOOD ",\"lora_bias\":true}", NULL, -ENOTSUP, "'lora_bias'" },
+        { "{" PEFT_GOOD ",\"alpha_pattern\":{\".*q_proj\":3}}", NULL, -ENOTSUP, "'.*q_proj'" },
+        { "{" PEFT_GOOD ",\"alpha_pattern\":{\"q_proj\":-3}}", NULL, -EINVAL, "'alpha_pattern'" },
+        { "{" PEFT_GOOD ",\"alpha_pattern\":7}", NULL, -EINVAL, "'alpha_pattern'" },
+        { "{" PEFT_GOOD ",\"rank_pattern\":{\"v_proj\":5}}", NULL, -EINVAL,
+          "do not belong together" },
+        { "{\"peft_type\":\"IA3\"}", NULL, -ENOTSUP, "'peft_type'" },
+        { "{\"peft_type\":\"LORA\",\"lora_alpha\":8}", NULL, -EINVAL, "'r'" },
+        { "{\"peft_type\":\"LORA\",\"r\":4,\"lora_alpha\":\"x\"}", NULL, -EINVAL, "'lora_alpha'" },
+        { "{\"peft_type\":\"LORA\",\"r\":1e3,\"lora_alpha\":8}", NULL, -EINVAL, "'r'" },
+        { "{" PEFT_GOOD, NULL, -EBADMSG, "adapter_config.json" },
+        { "[]", NULL, -ENOTSUP, "'peft_type'" },
+        { "{" PEFT_GOOD "}", "base_model.model.model.norm.weight", -ENOTSUP, "model.norm.weight" },
+        { "{" PEFT_GOOD "}",
+          "base_model.model.model.layers.0.self_attn.q_proj.lora_magnitude_vector", -ENOTSUP,
+          "lora_magnitude_vector" },
+        { "{" PEFT_GOOD "}", "base_model.model.model.layers.7.self_attn.q_proj.lora_A.weight",
+          -EINVAL, "stands without" },
+        { "{" PEFT_GOOD "}", "base_model.model.model.layers.0.self_attn.q_proj.lora_C.weight",
+          -ENOTSUP, "lora_C" },
+    };
+    struct ds_tiny_options model = ds_tiny_options(DS_ARCH_LLAMA, DS_TYPE_F32);
+    struct ds_tiny_options larger = ds_tiny_options(DS_ARCH_LLAMA, DS_TYPE_F32);
+    struct ds_tiny_adapter options = { .seed = 8, .rank = 4, .every = 3 };
+    struct ds_backend *backend = cpu_backend(NULL);
+    int fd = ds_tiny_model_fd(&model), other_fd, peft_fd, alone;
+    struct ds_adapter *adapter = NULL;
+    struct ds_lora_file *file = NULL;
+    struct ds_runner runner;
+    struct ds_error error;
+
+    (void) state;
+    ds_runner_init(&runner, backend, fd, 64, PROMPT);
+    for (unsigned i = 0; i < sizeof lies / sizeof *lies; i++) {
+        int r;
+
+        error.text[0] = '\0';
+        peft_fd = ds_tiny_peft_fd(fd, &options, lies[i].extra);
+        r = open_peft(&runner, lies[i].config, peft_fd, &adapter, &error);
+        if (r != lies[i].code || !strstr(error.text, lies[i].says) || !strstr(error.text, "french"))
+            fail_msg("%d: '%s', expected %d: '%s'", r, error.text, lies[i].code, lies[i].says);
+        (void) close(peft_fd);
+    }
+    larger.width = 96;
+    other_fd = ds_tiny_model_fd(&larger);
+    peft_fd = ds_tiny_peft_fd(other_fd, &options, NULL);
+    assert_int_equal(open_peft(&runner, "{" PEFT_GOOD "}", peft_fd, &adapter, &error), -EINVAL);
+    assert_non_null(strstr(error.text, "belongs to another model"));
+    assert_non_null(strstr(error.text, "'base_model.model.model.layers."));
+    (void) close(other_fd);
+    alone = ds_memfd_of("{}", 2);
+    assert_int_equal(ds_lora_file_open(&file, &alone, peft_names, 1, "french", &error), -EINVAL);
+    assert_non_null(strstr(error.text, "adapter_model.safetensors"));
+    (void) close(alone);
+    (void) close(peft_fd);
+    ds_runner_deinit(&runner);
+    (void) close(fd);
+    backend->close(backend);
 }
 
 /* --- in company --- */
@@ -376,7 +602,7 @@ static void refuse(struct ds_runner *runner, int fd, int code, const char *says)
     struct ds_error error = { "" };
     int r;
 
-    r = ds_lora_file_open(&file, &fd, 1, "french.gguf", &error);
+    r = ds_lora_file_open(&file, &fd, NULL, 1, "french.gguf", &error);
     if (r == 0)
         r = ds_adapter_new(&adapter, ds_model_adapters(runner->model), runner->checkpoint, file,
                            &error);
@@ -423,92 +649,43 @@ static int lying_fd(const struct lie *lie)
 #define Q_A "blk.0.attn_q.weight.lora_a"
 #define Q_B "blk.0.attn_q.weight.lora_b"
 
+/* clang-format off */
 static const struct lie lies[] = {
     { .kind = "model", .code = -EINVAL, .says = "is no adapter" },
     { .type = "ia3", .code = -ENOTSUP, .says = "'ia3'" },
     { .code = -EINVAL, .says = "holds no tensors" },
     { .name_a = Q_A, .a = { 64, 4 }, .code = -EINVAL, .says = "'" Q_A "' stands without" },
     { .name_b = Q_B, .b = { 4, 64 }, .code = -EINVAL, .says = "'" Q_B "' stands without" },
-    { .name_a = Q_A,
-      .name_b = "blk.0.attn_k.weight.lora_b",
-      .a = { 64, 4 },
-      .b = { 4, 32 },
-      .code = -EINVAL,
-      .says = "stands without" },
-    { .name_a = Q_A,
-      .name_b = Q_B,
-      .a = { 64, 4 },
-      .b = { 8, 64 },
-      .code = -EINVAL,
+    { .name_a = Q_A, .name_b = "blk.0.attn_k.weight.lora_b", .a = { 64, 4 }, .b = { 4, 32 },
+      .code = -EINVAL, .says = "stands without" },
+    { .name_a = Q_A, .name_b = Q_B, .a = { 64, 4 }, .b = { 8, 64 }, .code = -EINVAL,
       .says = "no rank in common" },
-    { .name_a = Q_A,
-      .name_b = Q_B,
-      .a = { 4, 64 },
-      .b = { 64, 4 },
-      .code = -EINVAL,
+    { .name_a = Q_A, .name_b = Q_B, .a = { 4, 64 }, .b = { 64, 4 }, .code = -EINVAL,
       .says = "another model" },
-    { .name_a = Q_A,
-      .name_b = Q_B,
-      .a = { 48, 4 },
-      .b = { 4, 64 },
-      .code = -EINVAL,
+    { .name_a = Q_A, .name_b = Q_B, .a = { 48, 4 }, .b = { 4, 64 }, .code = -EINVAL,
       .says = "made for 48 inputs where the model model has 64" },
-    { .name_a = Q_A,
-      .name_b = Q_B,
-      .a = { 64, 4 },
-      .b = { 4, 65 },
-      .code = -EINVAL,
+    { .name_a = Q_A, .name_b = Q_B, .a = { 64, 4 }, .b = { 4, 65 }, .code = -EINVAL,
       .says = "made for 65 outputs where the model model has 64" },
-    { .name_a = Q_A,
-      .name_b = Q_B,
-      .a = { 64, 4, 2 },
-      .b = { 4, 64, 2 },
-      .n_dims = 3,
-      .code = -ENOTSUP,
-      .says = "experts" },
-    { .name_a = Q_A,
-      .name_b = Q_B,
-      .a = { 64, 4 },
-      .b = { 4, 64 },
-      .value = NAN,
-      .code = -EBADMSG,
-      .says = "not finite" },
-    { .name_a = Q_A,
-      .name_b = Q_B,
-      .a = { 64, 4 },
-      .b = { 4, 64 },
-      .alpha = INFINITY,
-      .code = -EINVAL,
-      .says = "adapter.lora.alpha" },
-    { .name_a = "blk.9.attn_q.weight.lora_a",
-      .name_b = "blk.9.attn_q.weight.lora_b",
-      .a = { 64, 4 },
-      .b = { 4, 64 },
-      .code = -EINVAL,
-      .says = "does not have" },
-    { .name_a = "blk.0.attn_norm.weight",
-      .a = { 64, 1 },
-      .code = -ENOTSUP,
+    { .name_a = Q_A, .name_b = Q_B, .a = { 64, 4, 2 }, .b = { 4, 64, 2 }, .n_dims = 3,
+      .code = -ENOTSUP, .says = "experts" },
+    { .name_a = Q_A, .name_b = Q_B, .a = { 64, 4 }, .b = { 4, 64 }, .value = NAN,
+      .code = -EBADMSG, .says = "not finite" },
+    { .name_a = Q_A, .name_b = Q_B, .a = { 64, 4 }, .b = { 4, 64 }, .alpha = INFINITY,
+      .code = -EINVAL, .says = "adapter.lora.alpha" },
+    { .name_a = "blk.9.attn_q.weight.lora_a", .name_b = "blk.9.attn_q.weight.lora_b",
+      .a = { 64, 4 }, .b = { 4, 64 }, .code = -EINVAL, .says = "does not have" },
+    { .name_a = "blk.0.attn_norm.weight", .a = { 64, 1 }, .code = -ENOTSUP,
       .says = "'blk.0.attn_norm.weight'" },
-    { .name_a = "blk.0.attn_norm.weight.lora_a",
-      .name_b = "blk.0.attn_norm.weight.lora_b",
-      .a = { 1, 1 },
-      .b = { 1, 64 },
-      .code = -ENOTSUP,
-      .says = "cannot be adapted" },
-    { .name_a = ".lora_a",
-      .name_b = ".lora_b",
-      .a = { 1, 1 },
-      .b = { 1, 1 },
-      .code = -ENOTSUP,
+    { .name_a = "blk.0.attn_norm.weight.lora_a", .name_b = "blk.0.attn_norm.weight.lora_b",
+      .a = { 1, 1 }, .b = { 1, 64 }, .code = -ENOTSUP, .says = "cannot be adapted" },
+    { .name_a = "blk.0.attn_kv_b.weight.lora_a", .name_b = "blk.0.attn_kv_b.weight.lora_b",
+      .a = { 64, 4 }, .b = { 4, 64 }, .code = -ENOTSUP, .says = "cannot be adapted" },
+    { .name_a = ".lora_a", .name_b = ".lora_b", .a = { 1, 1 }, .b = { 1, 1 }, .code = -ENOTSUP,
       .says = "no part of a LoRA pair" },
-    { .name_a = "token_embd.weight.lora_a",
-      .name_b = "token_embd.weight.lora_b",
-      .a = { 4, 64 },
-      .b = { 4, 64 },
-      .code = -EINVAL,
-      .says = "tokens" },
+    { .name_a = "token_embd.weight.lora_a", .name_b = "token_embd.weight.lora_b", .a = { 4, 64 },
+      .b = { 4, 64 }, .code = -EINVAL, .says = "tokens" },
 };
+/* clang-format on */
 
 static void adapters_that_do_not_fit_are_refused_by_name(void **state)
 {
@@ -556,7 +733,7 @@ static void damaged_adapters_never_do_worse_than_fail(void **state)
         bytes[at] ^= (uint8_t) (1 << at % 8 | 0x80);
         damaged = ds_memfd_of(bytes, at % 3 ? size : size - at);
         bytes[at] = kept;
-        r = ds_lora_file_open(&file, &damaged, 1, "damaged", &error);
+        r = ds_lora_file_open(&file, &damaged, NULL, 1, "damaged", &error);
         if (r == 0)
             r = ds_adapter_new(&adapter, ds_model_adapters(runner.model), runner.checkpoint, file,
                                &error);
@@ -582,6 +759,9 @@ int main(void)
         cmocka_unit_test(an_adapter_equals_merged_weights),
         cmocka_unit_test(golden_models_with_an_adapter_equal_merged_ones),
         cmocka_unit_test(all_instruction_sets_agree_bit_for_bit),
+        cmocka_unit_test(a_peft_folder_equals_the_gguf_form),
+        cmocka_unit_test(a_peft_folder_fits_both_forms_of_a_model),
+        cmocka_unit_test(peft_folders_that_ask_for_more_are_refused_by_name),
         cmocka_unit_test_setup_teardown(
             three_adapters_and_none_yield_in_one_batch_what_each_yields_alone, set_up, tear_down),
         cmocka_unit_test_setup_teardown(the_prefix_cache_keeps_adapters_and_scales_apart, set_up,

@@ -139,7 +139,8 @@ static int open_folder(struct dsctl *dsctl, const char *path, struct files *file
     if (n < 0)
         return dsctl_fail(dsctl, DSCTL_ERROR, "%s cannot be opened: %s", path, strerror(errno));
     for (int i = 0; i < n; i++) {
-        config = config || strcmp(items[i]->d_name, DS_FOLDER_CONFIG) == 0;
+        config = config || strcmp(items[i]->d_name, DS_FOLDER_CONFIG) == 0 ||
+                 strcmp(items[i]->d_name, DS_FOLDER_ADAPTER) == 0;
         if (code == DSCTL_OK)
             code = add_named(dsctl, files, path, items[i]->d_name);
         free(items[i]);

@@ -245,6 +245,14 @@ int ds_checkpoint_open(struct ds_checkpoint **ret_checkpoint, const int *fds, un
     return ds_checkpoint_open_named(ret_checkpoint, fds, NULL, n_fds, name, vocab_only, error);
 }
 
+static bool is_adapter(const char *const *names, unsigned n)
+{
+    for (unsigned i = 0; i < n; i++)
+        if (names[i] && strcmp(names[i], "adapter_config.json") == 0)
+            return true;
+    return false;
+}
+
 int ds_checkpoint_open_named(struct ds_checkpoint **ret_checkpoint, const int *fds,
                              const char *const *names, unsigned n_fds, const char *name,
                              bool vocab_only, struct ds_error *error)
@@ -262,6 +270,11 @@ int ds_checkpoint_open_named(struct ds_checkpoint **ret_checkpoint, const int *f
     if (!checkpoint->name)
         return ds_error_set(error, -ENOMEM, "%s: no memory", name);
 
+    if (names && !folder && is_adapter(names, n_fds))
+        return ds_error_set(error, -ENOTSUP,
+                            "%s: is an adapter, not a model: load it on the model it was made for "
+                            "(dsctl lora load MODEL ADAPTER)",
+                            name);
     r = folder ? open_folder(checkpoint, &files, error) : open_files(checkpoint, fds, n_fds, error);
     if (r == 0)
         r = ds_checkpoint_read_hyper(checkpoint, error);

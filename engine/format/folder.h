@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * folder.h - a model in the form of Hugging Face: a folder's config.json and safetensors, told in
- * GGUF's words. Only the checkpoint includes it.
+ * GGUF's words. Only the
+ * readers of checkpoints and adapters include it.
  *
  * config.json becomes GGUF keys, so that one reader (checkpoint_hyper.c) decides what they mean;
  * tensors get GGUF's names and dimensions, and stay where they lie in the mapped files. Errors
@@ -107,6 +108,9 @@ void ds_hf_deinit(struct ds_hf *hf);
 
 /* From shards to hf->tensors, shapes compared with config. */
 int ds_hf_list_tensors(struct ds_hf *hf, struct ds_error *error);
+
+/* GGUF's name of the matrix of a module ("model.layers.0.mlp.up_proj"): free(). NULL: no such. */
+char *ds_folder_gguf_name(const char *module);
 
 /* GGUF's name to that of the folder ("model.layers.0.mlp.up_proj.weight"); NULL: no such. */
 const char *ds_hf_origin(const char *name, char buffer[256]);

@@ -239,6 +239,19 @@ static char *gguf_name(const struct parsed *parsed, const char *suffix)
     return r < 0 ? NULL : name;
 }
 
+char *ds_folder_gguf_name(const char *module)
+{
+    ds_cleanup(ds_free_p) char *full = NULL;
+    struct parsed parsed;
+
+    if (asprintf(&full, "%s.weight", module) < 0) {
+        full = NULL;
+        return NULL;
+    }
+    parse(full, &parsed);
+    return parsed.name ? gguf_name(&parsed, ".weight") : NULL;
+}
+
 const char *ds_hf_origin(const char *name, char buffer[256])
 {
     const char *suffix = strrchr(name, '.'), *stem = name;

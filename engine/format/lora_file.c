@@ -2,18 +2,9 @@
 #include "engine/format/lora_file.h"
 
 #include "engine/format/checkpoint_parts.h"
+#include "engine/format/lora_parts.h"
 
 #define SUFFIX_BYTES 7u /* ".lora_a" */
-
-struct ds_lora_file {
-    char *name;
-    struct ds_gguf gguf;
-    char architecture[65];
-    float alpha; /* 0: not said, the scale is 1 */
-    struct ds_lora_pair *pairs;
-    char **names; /* [n_pairs] owned: what pairs[].name pointed to when it was made */
-    unsigned n_pairs;
-};
 
 /* --- what the adapter says of itself --- */
 
@@ -89,8 +80,8 @@ static int compare_tensors(const void *a, const void *b)
                   (*(const struct ds_tensor *const *) b)->name);
 }
 
-static int check_pair(const struct ds_lora_file *file, const struct ds_lora_pair *pair,
-                      struct ds_error *error)
+int ds_lora_check_pair(const struct ds_lora_file *file, const struct ds_lora_pair *pair,
+                       struct ds_error *error)
 {
     bool embedding = strcmp(pair->name, "token_embd.weight") == 0;
     uint64_t rank = pair->b.dims[0], other = embedding ? pair->a.dims[0] : pair->a.dims[1];
@@ -139,7 +130,7 @@ static int add_pair(struct ds_lora_file *file, const struct ds_tensor *const ten
     *pair = (struct ds_lora_pair){ .name = name, .a = *a, .b = *b, .scale = 1.0f };
     if (file->alpha != 0.0f && b->dims[0] > 0)
         pair->scale = file->alpha / (float) b->dims[0];
-    return check_pair(file, pair, error);
+    return ds_lora_check_pair(file, pair, error);
 }
 
 static int read_pairs(struct ds_lora_file *file, struct ds_error *error)
@@ -171,8 +162,34 @@ static int read_pairs(struct ds_lora_file *file, struct ds_error *error)
 
 /* --- life --- */
 
-int ds_lora_file_open(struct ds_lora_file **ret_file, const int *fds, unsigned n_fds,
-                      const char *name, struct ds_error *error)
+static int read_gguf(struct ds_lora_file *file, const int *fds, unsigned n_fds,
+                     struct ds_error *error)
+{
+    int r;
+
+    if (n_fds != 1)
+        return ds_error_set(error, -EINVAL,
+                            "%s: a GGUF adapter is one file, %u were given; a folder has an "
+                            "adapter_config.json",
+                            file->name, n_fds);
+    r = ds_gguf_init(&file->gguf, fds[0], file->name, error);
+    if (r == 0)
+        r = read_keys(file, error);
+    if (r == 0)
+        r = ds_gguf_map(&file->gguf, error);
+    return r < 0 ? r : read_pairs(file, error);
+}
+
+static bool is_folder(const char *const *file_names, unsigned n_fds)
+{
+    for (unsigned i = 0; file_names && i < n_fds; i++)
+        if (file_names[i] && strcmp(file_names[i], "adapter_config.json") == 0)
+            return true;
+    return false;
+}
+
+int ds_lora_file_open(struct ds_lora_file **ret_file, const int *fds, const char *const *file_names,
+                      unsigned n_fds, const char *name, struct ds_error *error)
 {
     ds_cleanup(ds_lora_file_free_p) struct ds_lora_file *file = calloc(1, sizeof *file);
     int r;
@@ -183,16 +200,8 @@ int ds_lora_file_open(struct ds_lora_file **ret_file, const int *fds, unsigned n
     file->name = strdup(name);
     if (!file->name)
         return ds_error_set(error, -ENOMEM, "%s: no memory", name);
-    if (n_fds != 1)
-        return ds_error_set(error, -EINVAL, "%s: an adapter is one file, %u were given", name,
-                            n_fds);
-    r = ds_gguf_init(&file->gguf, fds[0], file->name, error);
-    if (r == 0)
-        r = read_keys(file, error);
-    if (r == 0)
-        r = ds_gguf_map(&file->gguf, error);
-    if (r == 0)
-        r = read_pairs(file, error);
+    r = is_folder(file_names, n_fds) ? ds_lora_read_peft(file, fds, file_names, n_fds, error)
+                                     : read_gguf(file, fds, n_fds, error);
     if (r < 0)
         return r;
     *ret_file = ds_steal(file);
@@ -205,6 +214,9 @@ struct ds_lora_file *ds_lora_file_free(struct ds_lora_file *file)
         return NULL;
     for (unsigned i = 0; i < file->n_pairs; i++)
         free(file->names[i]);
+    for (unsigned i = 0; file->copies && i < 4 * file->n_pairs; i++)
+        free(file->copies[i]);
+    free(file->copies);
     free(file->names);
     free(file->pairs);
     if (file->gguf.label)
@@ -233,4 +245,9 @@ const struct ds_lora_pair *ds_lora_file_pairs(const struct ds_lora_file *file, u
 {
     *ret_n = file->n_pairs;
     return file->pairs;
+}
+
+bool ds_lora_file_hf_rows(const struct ds_lora_file *file)
+{
+    return file->hf_rows;
 }

@@ -160,6 +160,7 @@ struct making {
     struct ds_adapter *adapter;
     const struct ds_checkpoint *checkpoint;
     const struct ds_lora_file *file;
+    const struct ds_lora_pair *pair; /* that is being made */
     struct ds_error *error;
 };
 
@@ -192,6 +193,30 @@ static int read_floats(const struct making *making, const struct ds_tensor *tens
     return 0;
 }
 
+/* Rows of B as a llama GGUF has them: the halves of each head alternate. */
+static void interleave(float *values, uint64_t rank, uint64_t n, uint32_t head_dim, float *scratch)
+{
+    for (uint64_t head = 0; head < n; head += head_dim) {
+        memcpy(scratch, values + head * rank, head_dim * rank * sizeof *values);
+        for (uint32_t i = 0; i < head_dim; i++)
+            memcpy(values + (head + i) * rank,
+                   scratch + (i / 2 + (uint64_t) (i % 2) * (head_dim / 2)) * rank,
+                   rank * sizeof *values);
+    }
+}
+
+/* Has the model's matrix other rows than the adapter was trained on? */
+static bool wants_interleaving(const struct making *making, const struct ds_tensor *tensor)
+{
+    const struct ds_hyper *hyper = ds_checkpoint_hyper(making->checkpoint);
+
+    return ds_lora_file_hf_rows(making->file) && hyper->architecture == DS_ARCH_LLAMA &&
+           !hyper->rope_neox && tensor == &making->pair->b &&
+           (strstr(making->pair->name, ".attn_q.weight") ||
+            strstr(making->pair->name, ".attn_k.weight")) &&
+           hyper->key_dim % 2 == 0 && tensor->dims[1] % hyper->key_dim == 0;
+}
+
 /* A or B as a weight: float types as they are, others as F32, so that the small matrices round
  * nothing. keep: the numbers must stay (*ret_rows), rows will be fetched. */
 static int make_weight(const struct making *making, const struct ds_tensor *tensor, bool keep,
@@ -207,6 +232,15 @@ static int make_weight(const struct making *making, const struct ds_tensor *tens
     r = read_floats(making, tensor, &values);
     if (r < 0)
         return r;
+    if (wants_interleaving(making, tensor)) {
+        uint32_t head_dim = ds_checkpoint_hyper(making->checkpoint)->key_dim;
+        ds_cleanup(ds_free_p) float *scratch = malloc(head_dim * tensor->dims[0] * sizeof *values);
+
+        if (!scratch)
+            return no_memory(making, tensor);
+        interleave(values, tensor->dims[0], tensor->dims[1], head_dim, scratch);
+        is_float = false;
+    }
     floats.name = "lora_a"; /* what is kept outlives the file */
     floats.type = DS_TYPE_F32;
     floats.data = values;
@@ -237,7 +271,7 @@ static int wrong_shape(const struct making *making, const struct ds_tensor *tens
                         (unsigned long long) wants);
 }
 
-static int make_pair(const struct making *making, const struct site *site,
+static int make_pair(struct making *making, const struct site *site,
                      const struct ds_lora_pair *from, struct pair *pair)
 {
     struct ds_adapter *adapter = making->adapter;
@@ -251,6 +285,7 @@ static int make_pair(const struct making *making, const struct site *site,
     if (n != site->n)
         return wrong_shape(making, site->embedding ? &from->a : &from->b, n,
                            site->embedding ? "tokens" : "outputs", site->n);
+    making->pair = from;
     pair->rank = (uint32_t) from->b.dims[0];
     pair->scale = from->scale;
     if (!isfinite(pair->scale))
@@ -266,9 +301,21 @@ static int make_pair(const struct making *making, const struct site *site,
     return r;
 }
 
+/* Matrices that exist under these names in some forms of a model, and are multiplied in a way that
+ * takes no adapter along: experts, and what latent attention absorbs. */
+static bool is_fused(const struct ds_lora_pair *pair)
+{
+    static const char *const parts[] = { ".attn_kv_b.", ".attn_k_b.", ".attn_v_b.", "_exps." };
+
+    for (unsigned i = 0; i < sizeof parts / sizeof *parts; i++)
+        if (strstr(pair->name, parts[i]))
+            return true;
+    return strstr(pair->a.name, ".mlp.experts.") != NULL;
+}
+
 static int no_site(const struct making *making, const struct ds_lora_pair *pair)
 {
-    if (ds_checkpoint_tensor(making->checkpoint, pair->name))
+    if (ds_checkpoint_tensor(making->checkpoint, pair->name) || is_fused(pair))
         return ds_error_set(making->error, -ENOTSUP,
                             "%s: tensor '%s' changes a matrix of model %s that cannot be adapted "
                             "while it runs: merge the adapter into the model",
@@ -281,7 +328,7 @@ static int no_site(const struct making *making, const struct ds_lora_pair *pair)
                         ds_checkpoint_name(making->checkpoint));
 }
 
-static int make_pairs(const struct making *making)
+static int make_pairs(struct making *making)
 {
     struct ds_adapter *adapter = making->adapter;
     const struct ds_adapters *adapters = adapter->adapters;

@@ -7,6 +7,7 @@
 
 #include <cmocka.h>
 
+#include "engine/format/folder.h"
 #include "engine/format/quant.h"
 #include "engine/serve/philox.h"
 
@@ -109,8 +110,6 @@ int ds_tiny_adapter_fd(int base_fd, const struct ds_tiny_adapter *options)
     return fd;
 }
 
-/* --- merging --- */
-
 static float *floats_of(const struct ds_tensor *tensor)
 {
     uint64_t n = tensor->dims[0] * tensor->dims[1];
@@ -120,6 +119,141 @@ static float *floats_of(const struct ds_tensor *tensor)
     ds_type_traits(tensor->type)->dequantise(tensor->data, values, n);
     return values;
 }
+
+/* --- as PEFT saves it --- */
+
+struct safetensors {
+    FILE *header, *data;
+    size_t offset;
+};
+
+static void put_tensor(struct safetensors *out, const char *name, uint64_t rows, uint64_t columns,
+                       const float *values)
+{
+    size_t size = rows * columns * sizeof *values;
+
+    fprintf(out->header,
+            "%s\"%s\":{\"dtype\":\"F32\",\"shape\":[%llu,%llu],\"data_offsets\":[%zu,%zu]}",
+            out->offset ? "," : "", name, (unsigned long long) rows, (unsigned long long) columns,
+            out->offset, out->offset + size);
+    assert_int_equal(fwrite(values, 1, size, out->data), size);
+    out->offset += size;
+}
+
+/* GGUF's rows of q and k back into the order they were trained in. */
+static void straighten(float *b, uint64_t rank, uint64_t rows, uint32_t head_dim)
+{
+    float *old = malloc(rows * rank * sizeof *old);
+
+    assert_non_null(old);
+    memcpy(old, b, rows * rank * sizeof *old);
+    for (uint64_t row = 0; row < rows; row++) {
+        uint64_t head = row / head_dim * head_dim, i = row % head_dim / 2, odd = row % 2;
+
+        memcpy(b + (head + odd * (head_dim / 2) + i) * rank, old + row * rank, rank * sizeof *b);
+    }
+    free(old);
+}
+
+/* {r, V}, a row for each token, as [r][V]. */
+static float *transposed(const float *values, uint64_t rank, uint64_t n)
+{
+    float *out = malloc(rank * n * sizeof *out);
+
+    assert_non_null(out);
+    for (uint64_t i = 0; i < n; i++)
+        for (uint64_t r = 0; r < rank; r++)
+            out[r * n + i] = values[i * rank + r];
+    return out;
+}
+
+static void put_pair(struct safetensors *out, const struct ds_tensor *base,
+                     const struct ds_tensor *a, const struct ds_tensor *b, uint32_t head_dim)
+{
+    bool embedding = strcmp(base->name, "token_embd.weight") == 0;
+    bool turned = head_dim && (strstr(base->name, "attn_q.w") || strstr(base->name, "attn_k.w"));
+    float *va = floats_of(a), *vb = floats_of(b), *at = NULL;
+    uint64_t rank = b->dims[0];
+    char module[256], name[400];
+
+    assert_non_null(ds_hf_origin(base->name, module));
+    *strrchr(module, '.') = '\0';
+    if (embedding)
+        at = transposed(va, rank, a->dims[1]);
+    if (turned)
+        straighten(vb, rank, b->dims[1], head_dim);
+    (void) snprintf(name, sizeof name, "base_model.model.%s.lora_%s", module,
+                    embedding ? "embedding_A" : "A.weight");
+    put_tensor(out, name, rank, embedding ? a->dims[1] : a->dims[0], embedding ? at : va);
+    (void) snprintf(name, sizeof name, "base_model.model.%s.lora_%s", module,
+                    embedding ? "embedding_B" : "B.weight");
+    put_tensor(out, name, b->dims[1], rank, vb);
+    free(va);
+    free(vb);
+    free(at);
+}
+
+/* Of a llama's heads; 0: its rows stand as they were trained. */
+static uint32_t turned_head_dim(const struct ds_gguf *base)
+{
+    struct ds_bytes architecture = { "", 0 };
+    uint64_t heads = 0, width = 0;
+
+    assert_true(ds_gguf_string(ds_gguf_find(base, "general.architecture"), &architecture));
+    if (architecture.size != 5 || memcmp(architecture.data, "llama", 5) != 0)
+        return 0;
+    assert_true(ds_gguf_u64(ds_gguf_find(base, "llama.attention.head_count"), 0, &heads));
+    width = find(base, "blk.0.attn_q.weight")->dims[1];
+    return (uint32_t) (width / heads);
+}
+
+int ds_tiny_peft_fd(int base_fd, const struct ds_tiny_adapter *options, const char *extra)
+{
+    int adapter_fd = ds_tiny_adapter_fd(base_fd, options), fd;
+    char *header = NULL, *data = NULL, name[160];
+    size_t header_size = 0, data_size = 0;
+    struct ds_gguf base, adapter;
+    struct safetensors out = { open_memstream(&header, &header_size),
+                               open_memstream(&data, &data_size), 0 };
+    uint64_t length;
+    uint8_t *file;
+
+    open_gguf(&base, base_fd);
+    open_gguf(&adapter, adapter_fd);
+    assert_true(out.header && out.data);
+    fputs("{", out.header);
+    for (uint32_t i = 0; i < base.n_tensors; i++) {
+        const struct ds_tensor *tensor = &base.tensors[i].tensor, *a;
+
+        (void) snprintf(name, sizeof name, "%s.lora_a", tensor->name);
+        a = find(&adapter, name);
+        name[strlen(name) - 1] = 'b';
+        if (a)
+            put_pair(&out, tensor, a, find(&adapter, name), turned_head_dim(&base));
+    }
+    if (extra)
+        put_tensor(&out, extra, 1, 1, (const float[]){ 1.0f });
+    fputs("}", out.header);
+    (void) fclose(out.header);
+    (void) fclose(out.data);
+    length = header_size;
+    file = malloc(sizeof length + header_size + data_size);
+    assert_non_null(file);
+    memcpy(file, &length, sizeof length);
+    memcpy(file + sizeof length, header, header_size);
+    memcpy(file + sizeof length + header_size, data, data_size);
+    fd = ds_memfd_of(file, sizeof length + header_size + data_size);
+    assert_true(fd >= 0);
+    free(file);
+    free(header);
+    free(data);
+    ds_gguf_deinit(&base);
+    ds_gguf_deinit(&adapter);
+    (void) close(adapter_fd);
+    return fd;
+}
+
+/* --- merging --- */
 
 static void merge_pair(float *weight, const struct ds_tensor *base, const struct ds_tensor *a,
                        const struct ds_tensor *b, double scale)

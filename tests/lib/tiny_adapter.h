@@ -31,5 +31,10 @@ void ds_tiny_adapter_write(struct ds_gguf_writer *writer, int base_fd,
 /* A memfd holding the adapter. */
 int ds_tiny_adapter_fd(int base_fd, const struct ds_tiny_adapter *options);
 
+/* The same adapter as PEFT would have saved it, of F32: adapter_model.safetensors as a memfd. For a
+ * llama GGUF the rows of q and k stand in Hugging Face's order. extra: a further tensor of one
+ * number with this name; NULL: none. */
+int ds_tiny_peft_fd(int base_fd, const struct ds_tiny_adapter *options, const char *extra);
+
 /* A memfd holding base_fd's file with scale times the adapter's matrices added to its own. */
 int ds_tiny_adapter_merge(int base_fd, int adapter_fd, float scale);
