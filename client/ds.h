@@ -68,6 +68,14 @@ struct ds_chat_turn {
     const char *content; /* UTF-8, NUL-terminated */
 };
 
+/* Who guesses tokens ahead (ds.Speculation of ds.proto). */
+enum ds_speculation {
+    DS_SPECULATION_DEFAULT, /* as dsd is configured */
+    DS_SPECULATION_OFF,
+    DS_SPECULATION_NGRAM,
+    DS_SPECULATION_MTP /* an error where the model has no module for it */
+};
+
 /* A request for an answer. Zero-initialise, set struct_size and what you need. Exactly one of
  * prompt, turns, tokens. Everything is copied. */
 struct ds_request {
@@ -96,7 +104,7 @@ struct ds_request {
                                  LoraLoadRequest), or in the models directory; NULL: none */
     uint64_t lora_attachment; /* or its files, of ds_attach(); 0: none */
     float lora_scale;         /* DS_SET_LORA_SCALE; not said: 1; 0 is as without */
-    int no_speculation;       /* no tokens are guessed ahead; changes the time it takes alone */
+    enum ds_speculation speculation; /* who guesses tokens ahead; changes the time alone */
 };
 
 #define DS_SET_TEMPERATURE    (1u << 0)

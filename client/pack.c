@@ -182,8 +182,7 @@ int ds_client_pack(struct ds *ds, const struct ds_request *request, struct ds_cl
     fill_lora(request, &lora);
     if (request->lora || request->lora_attachment)
         generate.lora = &lora;
-    if (request->no_speculation)
-        generate.speculation = DS__SPECULATION__SPECULATION_OFF;
+    generate.speculation = (Ds__Speculation) request->speculation;
     message.op_case = DS__REQUEST__OP_GENERATE;
     message.generate = &generate;
     return pack(ds, &message, buffer);

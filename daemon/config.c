@@ -81,7 +81,7 @@ static const struct key keys[] = {
         "engine", max_step_ms, 0, 60000, 0,
         "milliseconds a step may keep running answers waiting while prompts are read; 0: twice as "
         "long as without prompts"),
-    CHOICE("engine", speculation, 1, "off ngram",
+    CHOICE("engine", speculation, 1, "off ngram mtp",
            "who guesses tokens ahead, where that saves time"),
     COUNT("engine", hang_sec, 1, 3600, 60, "seconds without a sign of life before a restart"),
     COUNT("engine", start_sec, 1, 600, 15, "seconds the engine has to start"),

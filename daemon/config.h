@@ -20,7 +20,7 @@ struct ds_error;
 
 enum ds_config_loop { DS_CONFIG_LOOP_AUTO, DS_CONFIG_LOOP_URING, DS_CONFIG_LOOP_EPOLL };
 
-enum ds_config_speculation { DS_CONFIG_SPECULATION_OFF, DS_CONFIG_SPECULATION_NGRAM };
+enum ds_config_speculation { DS_CONFIG_SPEC_OFF, DS_CONFIG_SPEC_NGRAM, DS_CONFIG_SPEC_MTP };
 
 struct ds_config { /* what each field means is said once, in the table in config.c */
     char *socket, *models, *default_model, *engine, *admin_users; /* owned */

@@ -94,11 +94,19 @@ static char **environment_new(void)
 
 static int spawn(struct ds_engine_process *engine, int link)
 {
+    static const char *const speculations[] = {
+        [DS_CONFIG_SPEC_OFF] = "off", [DS_CONFIG_SPEC_NGRAM] = "ngram", [DS_CONFIG_SPEC_MTP] = "mtp"
+    };
     const struct ds_config *config = &engine->server->config;
     char threads[16], step_usec[16];
-    char *arguments[] = {
-        engine->path, (char *) "--threads", threads, (char *) "--step-usec", step_usec, NULL, NULL
-    };
+    char *arguments[] = { engine->path,
+                          (char *) "--threads",
+                          threads,
+                          (char *) "--step-usec",
+                          step_usec,
+                          (char *) "--speculation",
+                          (char *) speculations[config->speculation],
+                          NULL };
     ds_cleanup(ds_free_p) char **environment = environment_new();
     posix_spawn_file_actions_t actions;
     posix_spawnattr_t attributes;
@@ -109,8 +117,6 @@ static int spawn(struct ds_engine_process *engine, int link)
         return -ENOMEM;
     (void) snprintf(threads, sizeof threads, "%u", config->threads);
     (void) snprintf(step_usec, sizeof step_usec, "%u", config->max_step_ms * 1000);
-    if (config->speculation == DS_CONFIG_SPECULATION_OFF)
-        arguments[5] = (char *) "--no-speculation";
     (void) sigemptyset(&none);
     (void) sigfillset(&all);
     (void) posix_spawn_file_actions_init(&actions);

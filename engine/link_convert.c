@@ -263,6 +263,9 @@ static int convert_speculation(Ds__Speculation said, enum ds_draft_source *ret_d
     case DS__SPECULATION__SPECULATION_NGRAM:
         *ret_draft = DS_DRAFT_NGRAM;
         return 0;
+    case DS__SPECULATION__SPECULATION_MTP:
+        *ret_draft = DS_DRAFT_MTP;
+        return 0;
     default:
         return ds_error_set(error, -EINVAL,
                             "speculation %d is none this engine knows; leave it out or say off",

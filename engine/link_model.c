@@ -118,6 +118,8 @@ static int open_scheduler(struct ds_link_model *model, const struct ds_link_mode
     struct ds_kv_plan plan;
     int r;
 
+    if (options.draft == DS_DRAFT_MTP && !ds_model_has_mtp(model->weights))
+        options.draft = DS_DRAFT_NGRAM;
     ds_model_kv_geometry(model->weights, &geometry);
     geometry.n_blocks = 1;
     demand = (struct ds_kv_demand){

@@ -25,7 +25,7 @@ struct ds_link_environment {
     uint32_t batch_tokens_max;
     uint32_t sequences_max;
     uint32_t step_usec_max;     /* as of struct ds_scheduler_options */
-    enum ds_draft_source draft; /* likewise */
+    enum ds_draft_source draft; /* likewise; MTP: n-grams where the model has none */
     uint64_t kv_bytes;          /* per model where the load does not say; 0 = choose */
     uint64_t prefix_salt;
 };

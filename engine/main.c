@@ -71,6 +71,13 @@ static int enter_sandbox(const struct ds_engine_options *options)
     return 0;
 }
 
+static enum ds_draft_source draft_of(const char *speculation)
+{
+    if (strcmp(speculation, "off") == 0)
+        return DS_DRAFT_OFF;
+    return strcmp(speculation, "mtp") == 0 ? DS_DRAFT_MTP : DS_DRAFT_NGRAM;
+}
+
 static int serve(const struct ds_engine_options *options, struct ds_backend *backend,
                  const struct ds_memory *memory)
 {
@@ -80,7 +87,7 @@ static int serve(const struct ds_engine_options *options, struct ds_backend *bac
         .batch_tokens_max = options->batch_tokens,
         .sequences_max = options->sequences,
         .step_usec_max = options->step_usec,
-        .draft = options->speculation ? DS_DRAFT_NGRAM : DS_DRAFT_OFF,
+        .draft = draft_of(options->speculation),
         .kv_bytes = options->kv_bytes,
     };
     struct ds_error error = { "" };

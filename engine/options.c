@@ -16,7 +16,9 @@ const char ds_engine_help[] =
     "  --spin-usec N     compute threads spin this long before they sleep (50)\n"
     "  --step-usec N     how long a step with answers in it may take; prompts are cut to fit;\n"
     "                    0: twice as long as without prompts (0)\n"
-    "  --no-speculation  no tokens are guessed ahead unless a request asks for it\n"
+    "  --speculation KIND  who guesses tokens ahead where a request leaves it open: off, ngram, "
+    "or\n"
+    "                    mtp, which is ngram for models without such a module (ngram)\n"
     "  --kv-bytes N      memory for a model's KV cache where the load does not say; 0: a share of\n"
     "                    what is free (0)\n"
     "  --batch-tokens N  tokens of one batch, 16 to 8192 (512)\n"
@@ -37,7 +39,7 @@ enum option_id {
     OPTION_BATCH_TOKENS,
     OPTION_SEQUENCES,
     OPTION_NO_SANDBOX,
-    OPTION_NO_SPECULATION,
+    OPTION_SPECULATION,
     OPTION_HELP,
     OPTION_VERSION,
 };
@@ -52,7 +54,7 @@ static const struct option long_options[] = {
     { "batch-tokens", required_argument, NULL, OPTION_BATCH_TOKENS },
     { "sequences", required_argument, NULL, OPTION_SEQUENCES },
     { "no-sandbox", no_argument, NULL, OPTION_NO_SANDBOX },
-    { "no-speculation", no_argument, NULL, OPTION_NO_SPECULATION },
+    { "speculation", required_argument, NULL, OPTION_SPECULATION },
     { "help", no_argument, NULL, OPTION_HELP },
     { "version", no_argument, NULL, OPTION_VERSION },
     { NULL, 0, NULL, 0 },
@@ -115,6 +117,10 @@ static int judge(const struct ds_engine_options *options, struct ds_error *error
     if (options->sequences > options->batch_tokens)
         return ds_error_set(error, -EINVAL, "--sequences %u needs as many --batch-tokens, not %u",
                             options->sequences, options->batch_tokens);
+    if (strcmp(options->speculation, "off") != 0 && strcmp(options->speculation, "ngram") != 0 &&
+        strcmp(options->speculation, "mtp") != 0)
+        return ds_error_set(error, -EINVAL, "--speculation %s: off, ngram or mtp is needed",
+                            options->speculation);
     return DS_OPTIONS_OK;
 }
 
@@ -127,7 +133,7 @@ int ds_engine_options_parse(struct ds_engine_options *ret_options, int argc, cha
         .batch_tokens = 512,
         .sequences = 64,
         .sandbox = true,
-        .speculation = true,
+        .speculation = "ngram",
     };
     int id, index = 0, r;
 
@@ -141,8 +147,8 @@ int ds_engine_options_parse(struct ds_engine_options *ret_options, int argc, cha
         case OPTION_NO_SANDBOX:
             options.sandbox = false;
             break;
-        case OPTION_NO_SPECULATION:
-            options.speculation = false;
+        case OPTION_SPECULATION:
+            options.speculation = optarg;
             break;
         case OPTION_ISA:
             options.isa = optarg;

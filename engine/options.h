@@ -11,14 +11,14 @@
 
 struct ds_engine_options {
     int link_fd;
-    unsigned n_threads;    /* 0 = what affinity and cgroup quota allow */
-    const char *isa;       /* NULL = the best there is; borrowed from argv */
-    unsigned spin_usec;    /* compute threads spin this long before they sleep */
-    bool speculation;      /* n-grams, for requests that leave it open */
-    uint32_t step_usec;    /* most for a step that has decodes in it; 0 = DS_STEP_TWICE */
-    uint64_t kv_bytes;     /* KV cache of a model; 0 = choose */
-    uint32_t batch_tokens; /* rows of one batch */
-    uint32_t sequences;    /* running at once, for each model */
+    unsigned n_threads;      /* 0 = what affinity and cgroup quota allow */
+    const char *isa;         /* NULL = the best there is; borrowed from argv */
+    unsigned spin_usec;      /* compute threads spin this long before they sleep */
+    const char *speculation; /* "off", "ngram", "mtp": for requests that leave it open */
+    uint32_t step_usec;      /* most for a step that has decodes in it; 0 = DS_STEP_TWICE */
+    uint64_t kv_bytes;       /* KV cache of a model; 0 = choose */
+    uint32_t batch_tokens;   /* rows of one batch */
+    uint32_t sequences;      /* running at once, for each model */
     bool sandbox;
 };
 

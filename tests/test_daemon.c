@@ -288,7 +288,7 @@ static void deadlines_end_what_waits_for_a_load(struct fixture *f)
 
 static void serves(const char *loop)
 {
-    struct fixture f;
+    struct fixture f = { 0 };
 
     begin(&f, loop, "");
     answers_stream_in_order_and_are_repeatable(&f);

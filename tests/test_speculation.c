@@ -14,7 +14,9 @@
 
 #include "engine/serve/philox.h"
 #include "engine/serve/scheduler_state.h"
+#include "tests/lib/gguf_writer.h"
 #include "tests/lib/serving.h"
+#include "tests/lib/tiny_deepseek.h"
 
 enum { N_JOBS = 24 };
 
@@ -342,6 +344,136 @@ static void guesses_are_made_while_rows_cost_little(void **state)
     assert_true(dear.n_drafted <= 6); /* a look at what two, three, four rows cost, and no more */
 }
 
+/* --- the model's own module --- */
+
+static void open_deepseek(struct fixture *f, struct ds_serving *serving, bool mtp)
+{
+    struct ds_tiny_deepseek_options options = { .mtp = mtp, .compressed = true, .seed = 5 };
+    struct ds_tiny_deepseek *model = ds_tiny_deepseek_new(&options);
+    size_t size = 0;
+    ds_cleanup(ds_free_p) uint8_t *bytes = ds_tiny_deepseek_file(model, NULL, &size);
+
+    ds_serving_init_fd(serving, f->backend, ds_memfd_of(bytes, size));
+    (void) ds_tiny_deepseek_free(model);
+}
+
+/* What the module says of the tokens of sequence, computed in one go. */
+static uint32_t guess_of(struct ds_serving *serving, const struct ds_sequence *sequence)
+{
+    enum { MOST = 64 };
+    struct ds_runner *runner = &serving->runner;
+    uint32_t n = sequence->n_tokens - 1, positions[MOST], sequences[MOST] = { 0 }, last = n - 1;
+    size_t width = ds_model_width(runner->model);
+    ds_cleanup(ds_free_p) float *hidden = calloc(MOST * width, sizeof *hidden);
+    ds_cleanup(ds_free_p) float *logits = calloc(runner->n_vocab, sizeof *logits);
+    uint32_t best = 0;
+
+    assert_true(n <= MOST && hidden && logits);
+    for (uint32_t i = 0; i < n; i++)
+        positions[i] = i;
+    struct ds_batch batch = { .n_tokens = n,
+                              .n_sequences = 1,
+                              .n_outputs = 1,
+                              .blocks_max = runner->context / DS_KV_BLOCK,
+                              .tokens = sequence->job.tokens,
+                              .positions = positions,
+                              .sequences = sequences,
+                              .outputs = &last,
+                              .block_tables = runner->blocks,
+                              .hidden = hidden };
+
+    assert_int_equal(ds_model_forward(runner->model, runner->kv, &batch, logits), 0);
+    batch.tokens = sequence->job.tokens + 1;
+    batch.hidden = NULL;
+    assert_int_equal(ds_model_mtp(runner->model, runner->kv, &batch, hidden, logits, NULL), 0);
+    for (uint32_t i = 1; i < runner->n_vocab; i++)
+        best = logits[i] > logits[best] ? i : best;
+    return best;
+}
+
+static void the_module_has_read_all_there_is_before_it_guesses(void **state)
+{
+    struct fixture *f = *state;
+    struct ds_scheduler_options options = ds_serving_options();
+    struct ds_serving serving;
+    struct ds_spec spec = { .n_prompt = 37,
+                            .max_tokens = 20,
+                            .ignore_eos = true,
+                            .sampling = {
+                                .top_p = 1.0f, .typical_p = 1.0f, .repeat_penalty = 1.0f } };
+    unsigned n_guesses = 0;
+
+    open_deepseek(f, &serving, true);
+    for (uint32_t i = 0; i < spec.n_prompt; i++)
+        spec.tokens[i] = (i * 31 + 7) % 320;
+    options.draft = DS_DRAFT_MTP;
+    options.batch_tokens_max = 16; /* the prompt in pieces */
+    ds_serving_start(&serving, &options, 1);
+    ds_serving_add(&serving, &spec, 0);
+    while (ds_serving_step(&serving) > 0) {
+        const struct ds_sequence *sequence = serving.scheduler->running[0];
+
+        if (!sequence->has_mtp_guess)
+            continue;
+        assert_int_equal(sequence->mtp_guess, guess_of(&serving, sequence));
+        n_guesses++;
+    }
+    assert_true(n_guesses >= 10);
+    ds_serving_deinit(&serving);
+}
+
+static void guesses_of_the_module_change_no_byte(void **state)
+{
+    struct fixture *f = *state;
+    struct ds_serving serving;
+    unsigned drafted = 0, accepted = 0;
+
+    open_deepseek(f, &serving, true);
+    row_cost_nsec = 0.0;
+    for (unsigned round = 0; round < 4; round++) {
+        struct ds_scheduler_options options = ds_serving_options();
+        struct ds_answer expected[8];
+
+        options.draft = DS_DRAFT_MTP;
+        options.clock = fake_clock;
+        options.batch_tokens_max = round % 2 ? 64 : 24;
+        options.n_blocks = round < 2 ? 12 : 60;
+        ds_serving_start(&serving, &options, 8);
+        watched = serving.scheduler;
+        for (unsigned i = 0; i < 8; i++) {
+            struct ds_spec spec = ds_spec_random(300 + 8 * round + i, serving.runner.n_vocab);
+
+            ds_serving_alone(&serving, &spec, &expected[i]);
+            ds_serving_add(&serving, &spec, i);
+        }
+        ds_serving_run(&serving);
+        watched = NULL;
+        for (unsigned i = 0; i < 8; i++) {
+            ds_assert_same_answer(&serving.answers[i], &expected[i]);
+            drafted += serving.answers[i].n_drafted;
+            accepted += serving.answers[i].n_accepted;
+        }
+    }
+    printf("note: the module's guesses: %u, right %u\n", drafted, accepted);
+    assert_true(drafted > 20);
+    ds_serving_deinit(&serving);
+}
+
+static void a_model_without_the_module_says_so(void **state)
+{
+    struct fixture *f = *state;
+    struct ds_scheduler_options options = ds_serving_options();
+    struct ds_job job = ds_spec_job(&f->specs[5], 0);
+    struct ds_error error = { "" };
+
+    ds_serving_start(&f->serving, &options, 1);
+    job.draft = DS_DRAFT_MTP;
+    assert_int_equal(ds_scheduler_add(f->serving.scheduler, &job, &error), -ENOTSUP);
+    assert_non_null(strstr(error.text, "no module"));
+    assert_null(job.tokens);
+    assert_true(ds_scheduler_idle(f->serving.scheduler));
+}
+
 static void who_says_no_gets_none(void **state)
 {
     struct fixture *f = *state;
@@ -397,6 +529,9 @@ int main(void)
         cmocka_unit_test(the_index_finds_the_last_occurrence_of_the_longest),
         cmocka_unit_test(the_index_stays_small),
         cmocka_unit_test(guesses_are_made_while_rows_cost_little),
+        cmocka_unit_test(the_module_has_read_all_there_is_before_it_guesses),
+        cmocka_unit_test(guesses_of_the_module_change_no_byte),
+        cmocka_unit_test(a_model_without_the_module_says_so),
         cmocka_unit_test(who_says_no_gets_none),
         cmocka_unit_test(a_user_pays_for_tokens_not_for_guesses),
     };

@@ -32,6 +32,25 @@ static int take_stop(struct dsctl_generation *generation, const char *value)
     return DSCTL_OK;
 }
 
+static int take_speculation(struct ds_request *request, const char *value)
+{
+    static const struct {
+        const char *name;
+        enum ds_speculation speculation;
+    } names[] = { { "off", DS_SPECULATION_OFF },
+                  { "ngram", DS_SPECULATION_NGRAM },
+                  { "mtp", DS_SPECULATION_MTP } };
+
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        if (strcmp(value, names[i].name) == 0) {
+            request->speculation = names[i].speculation;
+            return DSCTL_OK;
+        }
+    }
+    fprintf(stderr, "dsctl: --spec is off, ngram or mtp, not '%s'\n", value);
+    return DSCTL_USAGE;
+}
+
 int dsctl_generation_take(struct dsctl_generation *generation, int key, const char *value)
 {
     struct ds_request *request = &generation->request;
@@ -63,8 +82,10 @@ int dsctl_generation_take(struct dsctl_generation *generation, int key, const ch
         request->ignore_eos = 1;
         return DSCTL_OK;
     case DSCTL_KEY_NO_SPEC:
-        request->no_speculation = 1;
+        request->speculation = DS_SPECULATION_OFF;
         return DSCTL_OK;
+    case DSCTL_KEY_SPEC:
+        return take_speculation(request, value);
     case DSCTL_KEY_SYSTEM:
         generation->system = value;
         return DSCTL_OK;

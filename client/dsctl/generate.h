@@ -30,6 +30,7 @@ enum {
     DSCTL_KEY_SYSTEM,
     DSCTL_KEY_THINK,
     DSCTL_KEY_LORA,
+    DSCTL_KEY_SPEC,
     DSCTL_KEY_NO_SPEC,
 };
 #define DSCTL_GENERATION_OPTIONS                                                                   \
@@ -45,6 +46,7 @@ enum {
         { "ignore-eos", NULL, "go on after an end token", DSCTL_KEY_IGNORE_EOS },                  \
         { "system", "TEXT", "the system message", DSCTL_KEY_SYSTEM },                              \
         { "lora", "NAME[=SCALE]", "with this LoRA adapter, a name or a file", DSCTL_KEY_LORA },    \
+        { "spec", "off|ngram|mtp", "who guesses tokens ahead", DSCTL_KEY_SPEC },                   \
         { "no-spec", NULL, "guess no tokens ahead", DSCTL_KEY_NO_SPEC },                           \
     {                                                                                              \
         "think", "show|hide|only", "what to do with the model's thoughts", DSCTL_KEY_THINK         \

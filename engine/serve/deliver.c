@@ -110,7 +110,7 @@ void ds_scheduler_end(struct ds_scheduler *s, struct ds_sequence *sequence, enum
 
 /* --- scores --- */
 
-static void deliver_score(struct ds_scheduler *s, struct ds_sequence *sequence, uint64_t now,
+static bool deliver_score(struct ds_scheduler *s, struct ds_sequence *sequence, uint64_t now,
                           ds_output_sink *sink, void *arg)
 {
     struct ds_output output = describe(sequence);
@@ -121,12 +121,13 @@ static void deliver_score(struct ds_scheduler *s, struct ds_sequence *sequence, 
             sequence->nll -= s->logprobs[sequence->first_output + i];
     }
     if (sequence->n_scored < sequence->job.n_prompt)
-        return;
+        return true;
     output.nll = sequence->nll;
     output.top =
         s->top + (size_t) (sequence->first_output + sequence->n_outputs - 1) * DS_LOGPROBS_MAX;
     output.n_top = sequence->job.n_top;
     finish(s, sequence, &output, DS_FINISH_STOP, now, sink, arg);
+    return false;
 }
 
 /* --- answers --- */
@@ -153,7 +154,7 @@ static uint32_t append(struct ds_scheduler *s, struct ds_sequence *sequence, uin
     return done;
 }
 
-void ds_scheduler_deliver(struct ds_scheduler *s, struct ds_sequence *sequence, uint32_t n_right,
+bool ds_scheduler_deliver(struct ds_scheduler *s, struct ds_sequence *sequence, uint32_t n_right,
                           uint64_t now, ds_output_sink *sink, void *arg)
 {
     const struct ds_job *job = &sequence->job;
@@ -162,10 +163,8 @@ void ds_scheduler_deliver(struct ds_scheduler *s, struct ds_sequence *sequence, 
     struct ds_output output;
     struct ds_bytes text;
 
-    if (job->score) {
-        deliver_score(s, sequence, now, sink, arg);
-        return;
-    }
+    if (job->score)
+        return deliver_score(s, sequence, now, sink, arg);
     assert(sequence->n_outputs == 1 + sequence->n_drafted && n_right <= DS_DRAFT_MAX);
     n = append(s, sequence, n_right + 1, &text);
     assert(sequence->ended || ds_sequence_n_missing(sequence) == 1);
@@ -192,8 +191,9 @@ void ds_scheduler_deliver(struct ds_scheduler *s, struct ds_sequence *sequence, 
     }
     if (sequence->ended) {
         finish(s, sequence, &output, sequence->ended, now, sink, arg);
-        return;
+        return false;
     }
     sequence->reported = true;
     sink(arg, &output);
+    return true;
 }

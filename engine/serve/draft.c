@@ -33,6 +33,10 @@ static uint32_t propose(struct ds_scheduler *s, struct ds_sequence *sequence)
     if (o->propose)
         return o->propose(o->propose_arg, sequence->job.id, sequence->job.tokens,
                           sequence->n_tokens, n);
+    if (sequence->draft == DS_DRAFT_MTP) {
+        sequence->job.tokens[sequence->n_tokens] = sequence->mtp_guess;
+        return sequence->has_mtp_guess;
+    }
     return ds_ngram_propose(&sequence->ngram, sequence->job.tokens, sequence->n_tokens, n);
 }
 

@@ -47,12 +47,18 @@ static void draw_row(void *arg, uint32_t row, unsigned thread)
                         job->n_top);
 }
 
-void ds_scheduler_draw(struct ds_scheduler *s)
+void ds_scheduler_parallel(struct ds_scheduler *s,
+                           void (*item)(void *arg, uint32_t i, unsigned thread), uint32_t n)
 {
     if (s->backend->parallel) {
-        s->backend->parallel(s->backend, draw_row, s, s->batch.n_outputs);
+        s->backend->parallel(s->backend, item, s, n);
         return;
     }
-    for (uint32_t row = 0; row < s->batch.n_outputs; row++)
-        draw_row(s, row, 0);
+    for (uint32_t i = 0; i < n; i++)
+        item(s, i, 0);
+}
+
+void ds_scheduler_draw(struct ds_scheduler *s)
+{
+    ds_scheduler_parallel(s, draw_row, s->batch.n_outputs);
 }

@@ -54,6 +54,7 @@ void ds_scheduler_stop(struct ds_scheduler *s, struct ds_sequence *sequence)
     assert(sequence->running && sequence->user->n_running > 0);
     ds_kv_cache_release(s->cache, sequence->blocks, sequence->n_blocks);
     sequence->n_blocks = sequence->n_published = sequence->n_computed = 0;
+    sequence->has_mtp_guess = false;
     sequence->n_planned = sequence->n_outputs = sequence->n_proposed = sequence->n_drafted = 0;
     while (s->running[i] != sequence)
         i++;

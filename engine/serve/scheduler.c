@@ -68,7 +68,7 @@ static int make_batch(struct ds_scheduler *s, struct ds_error *error)
     s->block_tables = calloc((size_t) o->sequences_max * blocks_max, sizeof *s->block_tables);
     s->adapters = calloc(o->sequences_max, sizeof *s->adapters);
     if (!s->running || !s->in_batch || !s->tokens || !s->positions || !s->sequences ||
-        !s->outputs || !s->block_tables || !s->adapters || make_outputs(s) < 0)
+        !s->outputs || !s->block_tables || !s->adapters || make_outputs(s) < 0 || ds_mtp_new(s) < 0)
         return ds_error_set(error, -ENOMEM,
                             "no memory for batches of %u rows: unload another model",
                             o->batch_tokens_max);
@@ -144,6 +144,7 @@ struct ds_scheduler *ds_scheduler_free(struct ds_scheduler *s)
     for (unsigned i = 0; s->samplers && i < s->n_samplers; i++)
         (void) ds_sampler_free(s->samplers[i]);
     free(s->samplers);
+    ds_mtp_free(s);
     free(s->output_owner);
     free(s->picked);
     free(s->logprobs);
@@ -164,6 +165,20 @@ struct ds_scheduler *ds_scheduler_free(struct ds_scheduler *s)
 
 /* --- jobs --- */
 
+static int choose_drafts(const struct ds_scheduler *s, struct ds_sequence *sequence,
+                         struct ds_error *error)
+{
+    sequence->draft = sequence->job.draft ? sequence->job.draft : s->options.draft;
+    if (sequence->draft == DS_DRAFT_MTP && !s->spans)
+        return ds_error_set(error, -ENOTSUP,
+                            "the model has no module that predicts further tokens: leave "
+                            "speculation open or ask for n-grams");
+    if (sequence->draft == DS_DRAFT_DEFAULT || sequence->job.score)
+        sequence->draft = DS_DRAFT_OFF;
+    memcpy(sequence->accepted, s->accepted, sizeof s->accepted);
+    return 0;
+}
+
 int ds_scheduler_add(struct ds_scheduler *s, struct ds_job *job, struct ds_error *error)
 {
     struct ds_sequence *sequence;
@@ -173,6 +188,11 @@ int ds_scheduler_add(struct ds_scheduler *s, struct ds_job *job, struct ds_error
     r = ds_sequence_new(&sequence, job, s->tokenizer, s->n_vocab, s->options.context, error);
     if (r < 0)
         return r;
+    r = choose_drafts(s, sequence, error);
+    if (r < 0) {
+        (void) ds_sequence_free(sequence);
+        return r;
+    }
     r = ds_users_get(&s->users, uid, &sequence->user);
     if (r < 0) {
         (void) ds_sequence_free(sequence);
@@ -180,10 +200,6 @@ int ds_scheduler_add(struct ds_scheduler *s, struct ds_job *job, struct ds_error
     }
     if (sequence->job.submitted_nsec == 0)
         sequence->job.submitted_nsec = now_nsec(s);
-    sequence->draft = sequence->job.draft ? sequence->job.draft : s->options.draft;
-    if (sequence->draft == DS_DRAFT_DEFAULT || sequence->job.score)
-        sequence->draft = DS_DRAFT_OFF;
-    memcpy(sequence->accepted, s->accepted, sizeof s->accepted);
     sequence->arrival = s->next_arrival++;
     ds_user_enqueue(sequence->user, sequence);
     return 0;
@@ -257,6 +273,7 @@ static void build_batch(struct ds_scheduler *s)
 
     batch->n_tokens = batch->n_sequences = batch->n_outputs = 0;
     batch->adapters = NULL;
+    batch->hidden = NULL;
     for (uint32_t i = 0; i < s->n_running; i++) {
         struct ds_sequence *sequence = s->running[i];
         uint32_t slot = batch->n_sequences;
@@ -281,6 +298,11 @@ static void build_batch(struct ds_scheduler *s)
             (struct ds_adapter_use){ sequence->job.adapter, sequence->job.adapter_scale };
         if (sequence->job.adapter)
             batch->adapters = s->adapters;
+        if (s->spans)
+            s->spans[slot] = (struct ds_mtp_span){ .row = batch->n_tokens - sequence->n_planned,
+                                                   .position = sequence->n_computed };
+        if (sequence->draft == DS_DRAFT_MTP)
+            batch->hidden = s->hidden;
         s->in_batch[slot] = sequence;
         batch->n_sequences++;
     }
@@ -304,6 +326,25 @@ static void publish(struct ds_scheduler *s, struct ds_sequence *sequence, uint32
     }
 }
 
+static void deliver_all(struct ds_scheduler *s, uint64_t now, ds_output_sink *sink, void *arg)
+{
+    for (uint32_t i = 0; i < s->batch.n_sequences; i++) {
+        struct ds_sequence *sequence = s->in_batch[i];
+        uint32_t n_right = ds_scheduler_judge_drafts(s, sequence);
+        uint32_t n_rows = sequence->n_planned - sequence->n_drafted + n_right;
+        bool goes_on = true;
+
+        sequence->has_mtp_guess = false;
+        publish(s, sequence, n_right);
+        if (sequence->n_outputs > 0)
+            goes_on = ds_scheduler_deliver(s, sequence, n_right, now, sink, arg);
+        if (s->spans) {
+            s->spans[i].sequence = goes_on ? sequence : NULL;
+            s->spans[i].n_rows = n_rows;
+        }
+    }
+}
+
 int ds_scheduler_step(struct ds_scheduler *s, ds_output_sink *sink, void *arg)
 {
     uint64_t before = now_nsec(s), after;
@@ -322,17 +363,14 @@ int ds_scheduler_step(struct ds_scheduler *s, ds_output_sink *sink, void *arg)
         return r;
     ds_scheduler_draw(s);
     after = now_nsec(s);
+    deliver_all(s, after, sink, arg);
+    r = ds_scheduler_run_mtp(s);
+    if (r < 0)
+        return r;
+    if (r > 0)
+        after = now_nsec(s);
     ds_pace_learn(&s->pace, s->n_decodes, s->n_prompt_rows, s->prompt_context,
                   (double) (after - before) / 1e3);
-    for (uint32_t i = 0; i < s->batch.n_sequences; i++) {
-        struct ds_sequence *sequence = s->in_batch[i];
-
-        uint32_t n_right = ds_scheduler_judge_drafts(s, sequence);
-
-        publish(s, sequence, n_right);
-        if (sequence->n_outputs > 0)
-            ds_scheduler_deliver(s, sequence, n_right, after, sink, arg);
-    }
     return ds_scheduler_idle(s) ? 0 : 1;
 }
 

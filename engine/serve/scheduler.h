@@ -42,6 +42,7 @@ enum ds_draft_source {
     DS_DRAFT_DEFAULT, /* as the scheduler's options say */
     DS_DRAFT_OFF,
     DS_DRAFT_NGRAM, /* what came after the same tokens before, see ngram.h */
+    DS_DRAFT_MTP,   /* the model's own module for the token after the next */
 };
 
 /* For tests: up to n guesses behind tokens[n_tokens], in place. Returns how many. */
@@ -129,7 +130,8 @@ struct ds_scheduler *ds_scheduler_free(struct ds_scheduler *scheduler); /* drops
 
 /* Takes all that job owns, even when it fails: *job is empty afterwards, its own memory stays the
  * caller's. -EINVAL: parameter out of range or token beyond the vocabulary; -EMSGSIZE: prompt does
- * not fit the context; -ENOMEM; the line is in error. */
+ * not fit the context; -ENOTSUP: guesses by a module that the model has not; -ENOMEM; the line is
+ * in error. */
 int ds_scheduler_add(struct ds_scheduler *scheduler, struct ds_job *job, struct ds_error *error);
 void ds_job_deinit(struct ds_job *job);
 

@@ -5,6 +5,7 @@
  *      scheduler.c   life, jobs in, one step: end what must end, plan, compute, deliver
  *      plan.c        which rows the next batch has: growth, admission, prompt chunks
  *      draft.c       which guesses get rows in it, and what became of them
+ *      mtp.c         guesses by the model's own module
  *      draw.c        from logits to tokens, on all threads
  *      deliver.c     from tokens to text and outputs
  *
@@ -47,6 +48,8 @@ struct ds_scheduler {
     uint32_t n_outputs;            /* planned rows with logits */
     struct ds_sequence **in_batch; /* [sequences_max] */
     struct ds_batch batch;
+    struct ds_mtp_span *spans;       /* [sequences_max] mtp.c; NULL: the model has no such module */
+    float *hidden;                   /* [batch_tokens_max][width]; likewise */
     uint32_t *tokens;                /* [batch_tokens_max] */
     uint32_t *positions;             /* [batch_tokens_max] */
     uint32_t *sequences;             /* [batch_tokens_max] */
@@ -80,8 +83,28 @@ void ds_scheduler_plan_drafts(struct ds_scheduler *scheduler);
  * wrong ones need. Returns how many of its guesses came true: so many more rows hold. */
 uint32_t ds_scheduler_judge_drafts(struct ds_scheduler *scheduler, struct ds_sequence *sequence);
 
+/* mtp.c: what a step left for the model's module of one sequence of the batch. */
+struct ds_mtp_span {
+    struct ds_sequence *sequence; /* NULL: it has ended */
+    uint32_t row;                 /* of the batch, its first */
+    uint32_t position;            /* of that row */
+    uint32_t n_rows;              /* those that hold */
+};
+
+/* mtp.c: memory for it; nothing where the model has no such module. -ENOMEM. */
+int ds_mtp_new(struct ds_scheduler *scheduler);
+void ds_mtp_free(struct ds_scheduler *scheduler);
+
+/* mtp.c: has the module read what the step computed, and guess the next token of each answer. 1: it
+ * has done something; 0: nobody wants it; negative: the backend failed. */
+int ds_scheduler_run_mtp(struct ds_scheduler *scheduler);
+
 /* Gives back a running sequence's blocks and its place. */
 void ds_scheduler_stop(struct ds_scheduler *scheduler, struct ds_sequence *sequence);
+
+/* draw.c: item(scheduler, 0..n-1, thread) on the backend's threads, thread < n_samplers. */
+void ds_scheduler_parallel(struct ds_scheduler *scheduler,
+                           void (*item)(void *arg, uint32_t i, unsigned thread), uint32_t n);
 
 /* draw.c: fills picked, logprobs and top from the batch's logits. Sequences are as they were when
  * the batch was planned. */
@@ -89,8 +112,8 @@ void ds_scheduler_draw(struct ds_scheduler *scheduler);
 
 /* deliver.c: turns what was drawn for sequence into an output: a token, or with n_right true
  * guesses before it so many more. Frees the sequence where that was its last. now: when the batch
- * was done. */
-void ds_scheduler_deliver(struct ds_scheduler *scheduler, struct ds_sequence *sequence,
+ * was done. false: it has ended and is gone. */
+bool ds_scheduler_deliver(struct ds_scheduler *scheduler, struct ds_sequence *sequence,
                           uint32_t n_right, uint64_t now, ds_output_sink *sink, void *arg);
 
 /* Reports reason and frees the sequence, running or waiting. */

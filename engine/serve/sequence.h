@@ -54,6 +54,8 @@ struct ds_sequence {
     /* guesses: tokens n_tokens.. of job.tokens */
     enum ds_draft_source draft; /* DS_DRAFT_OFF or who guesses */
     struct ds_ngram ngram;
+    uint32_t mtp_guess; /* of the model's module, for token n_tokens */
+    bool has_mtp_guess;
     uint32_t n_proposed; /* in the step being planned */
     uint32_t n_drafted;  /* of these, with rows of their own: the last ones of n_planned */
     uint32_t n_drafted_total, n_accepted_total;

@@ -15,8 +15,12 @@ enum { BATCH_MAX = 64, CONTEXT = 256 };
 void ds_serving_init(struct ds_serving *serving, struct ds_backend *backend,
                      const struct ds_tiny_options *model)
 {
+    ds_serving_init_fd(serving, backend, ds_tiny_model_fd(model));
+}
+
+void ds_serving_init_fd(struct ds_serving *serving, struct ds_backend *backend, int fd)
+{
     struct ds_error error = { "" };
-    int fd = ds_tiny_model_fd(model);
 
     assert_true(fd >= 0);
     *serving = (struct ds_serving){ 0 };

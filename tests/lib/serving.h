@@ -59,6 +59,8 @@ struct ds_serving {
 /* Opens the model (backend is borrowed) for batches of 64 rows; no scheduler yet. */
 void ds_serving_init(struct ds_serving *serving, struct ds_backend *backend,
                      const struct ds_tiny_options *model);
+void ds_serving_init_fd(struct ds_serving *serving, struct ds_backend *backend,
+                        int fd); /* takes fd */
 void ds_serving_deinit(struct ds_serving *serving);
 
 /* A new scheduler in place of the last one; answers for job ids below n_answers. */
