@@ -24,7 +24,7 @@ sed -e "s|@prefix@|$work|" -e "s|@libdir@|$work/lib|" -e "s|@includedir@|$work/i
 export PKG_CONFIG_PATH="$work/lib/pkgconfig"
 case $build in *asan*) sanitize=-fsanitize=address,undefined ;; *tsan*) sanitize=-fsanitize=thread ;; *) sanitize= ;; esac
 # shellcheck disable=SC2046,SC2086 # flags are meant to be split
-"${CC:-cc}" -std=c11 -Wall -Wextra -Wpedantic -Werror $sanitize -o "$work/client" "$work/client.c" \
+${CC:-cc} -std=c11 -Wall -Wextra -Wpedantic -Werror $sanitize -o "$work/client" "$work/client.c" \
     $(pkg-config --cflags --libs libds)
 # the header is C++ too
 if command -v c++ >/dev/null; then
