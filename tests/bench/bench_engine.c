@@ -5,15 +5,16 @@
  * text), what guessing ahead gains or costs, and how long running answers wait while a long prompt
  * arrives. usage: bench_engine [MODEL.gguf]; without an argument the default model.
  *
- * Method: jobs through a scheduler whose backend is a shim that times every operation and hands it
- * on. Prompts are random and all different, so the prefix cache finds nothing. The best of REPEATS
- * runs counts: the machine may be shared.
+ * Method: jobs through a scheduler whose backend times every operation. Prompts are random and all
+ * different, so the prefix cache finds nothing. The best of REPEATS runs counts: the machine may be
+ * shared.
  */
 #include <fcntl.h>
 
 #include "engine/serve/philox.h"
 #include "engine/serve/scheduler.h"
 #include "tests/lib/golden.h"
+#include "tests/lib/timed_backend.h"
 
 enum {
     REPEATS = 3,
@@ -30,154 +31,9 @@ enum {
     STEPS_MAX = 1024
 };
 
-/* --- a backend that times another --- */
-
-struct shim {
-    struct ds_backend table; /* first: a struct ds_backend pointer is a struct shim pointer */
-    struct ds_backend *inner;
-    uint64_t nsec; /* spent in operations */
-};
-
-#define INNER(backend) (((struct shim *) (backend))->inner)
-
-#define TIMED(backend, call)                                                                       \
-    ({                                                                                             \
-        struct ds_backend *b = INNER(backend);                                                     \
-        uint64_t before_ = ds_now_nsec();                                                          \
-        int r_ = b->call;                                                                          \
-        ((struct shim *) (backend))->nsec += ds_now_nsec() - before_;                              \
-        r_;                                                                                        \
-    })
-
-static struct ds_buffer *shim_buffer_new(struct ds_backend *backend, size_t n)
-{
-    return INNER(backend)->buffer_new(INNER(backend), n);
-}
-
-static void shim_buffer_free(struct ds_backend *backend, struct ds_buffer *buffer)
-{
-    INNER(backend)->buffer_free(INNER(backend), buffer);
-}
-
-static int shim_write(struct ds_backend *backend, struct ds_buffer *to, const float *from, size_t n)
-{
-    return INNER(backend)->write(INNER(backend), to, from, n);
-}
-
-static int shim_read(struct ds_backend *backend, float *to, const struct ds_buffer *from,
-                     size_t offset, size_t n)
-{
-    return TIMED(backend, read(b, to, from, offset, n));
-}
-
-static int shim_weight_new(struct ds_backend *backend, const struct ds_tensor *tensor, bool gather,
-                           struct ds_weight **ret)
-{
-    return INNER(backend)->weight_new(INNER(backend), tensor, gather, ret);
-}
-
-static void shim_weight_free(struct ds_backend *backend, struct ds_weight *weight)
-{
-    INNER(backend)->weight_free(INNER(backend), weight);
-}
-
-static int shim_kv_new(struct ds_backend *backend, const struct ds_kv_geometry *geometry,
-                       struct ds_kv **ret)
-{
-    return INNER(backend)->kv_new(INNER(backend), geometry, ret);
-}
-
-static void shim_kv_free(struct ds_backend *backend, struct ds_kv *kv)
-{
-    INNER(backend)->kv_free(INNER(backend), kv);
-}
-
-static int shim_embed(struct ds_backend *backend, struct ds_buffer *out,
-                      const struct ds_weight *table, const uint32_t *tokens, uint32_t n)
-{
-    return TIMED(backend, embed(b, out, table, tokens, n));
-}
-
-static int shim_rms_norm(struct ds_backend *backend, struct ds_buffer *out,
-                         const struct ds_buffer *in, const struct ds_buffer *gamma, uint32_t n,
-                         uint32_t width, float epsilon)
-{
-    return TIMED(backend, rms_norm(b, out, in, gamma, n, width, epsilon));
-}
-
-static int shim_matmul(struct ds_backend *backend, const struct ds_product *products,
-                       unsigned n_products, const struct ds_buffer *in, uint32_t n)
-{
-    return TIMED(backend, matmul(b, products, n_products, in, n));
-}
-
-static int shim_rope(struct ds_backend *backend, struct ds_buffer *x, const struct ds_rope *rope,
-                     const uint32_t *positions, uint32_t n, uint32_t n_heads, uint32_t head_dim)
-{
-    return TIMED(backend, rope(b, x, rope, positions, n, n_heads, head_dim));
-}
-
-static int shim_kv_write(struct ds_backend *backend, struct ds_kv *kv, uint32_t layer,
-                         const struct ds_buffer *k, const struct ds_buffer *v,
-                         const struct ds_batch *batch)
-{
-    return TIMED(backend, kv_write(b, kv, layer, k, v, batch));
-}
-
-static int shim_attention(struct ds_backend *backend, struct ds_buffer *out,
-                          const struct ds_buffer *q, const struct ds_kv *kv, uint32_t layer,
-                          const struct ds_batch *batch, uint32_t n_heads, float scale,
-                          uint32_t window)
-{
-    return TIMED(backend, attention(b, out, q, kv, layer, batch, n_heads, scale, window));
-}
-
-static int shim_silu_mul(struct ds_backend *backend, struct ds_buffer *out,
-                         const struct ds_buffer *gate, const struct ds_buffer *up, uint32_t n,
-                         uint32_t width)
-{
-    return TIMED(backend, silu_mul(b, out, gate, up, n, width));
-}
-
-static int shim_gather(struct ds_backend *backend, struct ds_buffer *out,
-                       const struct ds_buffer *in, const uint32_t *rows, uint32_t n, uint32_t width)
-{
-    return TIMED(backend, gather(b, out, in, rows, n, width));
-}
-
-static void shim_parallel(struct ds_backend *backend,
-                          void (*item)(void *arg, uint32_t i, unsigned thread), void *arg,
-                          uint32_t n)
-{
-    INNER(backend)->parallel(INNER(backend), item, arg, n);
-}
-
-static void shim_init(struct shim *shim, struct ds_backend *inner)
-{
-    *shim = (struct shim){ .table = *inner, .inner = inner };
-    shim->table.buffer_new = shim_buffer_new;
-    shim->table.buffer_free = shim_buffer_free;
-    shim->table.write = shim_write;
-    shim->table.read = shim_read;
-    shim->table.weight_new = shim_weight_new;
-    shim->table.weight_free = shim_weight_free;
-    shim->table.kv_new = shim_kv_new;
-    shim->table.kv_free = shim_kv_free;
-    shim->table.embed = shim_embed;
-    shim->table.rms_norm = shim_rms_norm;
-    shim->table.matmul = shim_matmul;
-    shim->table.rope = shim_rope;
-    shim->table.kv_write = shim_kv_write;
-    shim->table.attention = shim_attention;
-    shim->table.silu_mul = shim_silu_mul;
-    shim->table.gather = shim_gather;
-    shim->table.parallel = shim_parallel;
-}
-
 /* --- jobs --- */
 
 struct bench {
-    struct shim shim;
     struct ds_checkpoint *checkpoint;
     struct ds_tokenizer *tokenizer;
     struct ds_model *model;
@@ -266,14 +122,14 @@ static double run(struct bench *bench, unsigned first, double *ret_outside)
 
         if (n == first)
             bench->n_tokens = 0;
-        bench->shim.nsec = 0;
+        (void) ds_timed_backend_take();
         r = ds_scheduler_step(bench->scheduler, count, bench);
         if (r < 0)
             return -1.0;
         spent = ds_now_nsec() - before;
         total += n >= first ? spent : 0;
         if (n >= first && kept < STEPS_MAX)
-            outside[kept++] = (double) (spent - bench->shim.nsec) / 1e3;
+            outside[kept++] = (double) (spent - ds_timed_backend_take()) / 1e3;
     }
     *ret_outside = median(outside, kept);
     return (double) total / 1e9;
@@ -296,8 +152,8 @@ static int measure_prompt(struct bench *bench)
             outside = aside;
         }
     }
-    printf("pp%d            %8.1f tokens/s   %7.1f us of a step outside the backend\n", PROMPT,
-           best, outside);
+    printf("pp%d            %8.1f tokens/s   %7.1f us (%.1f %%) of it outside the backend\n",
+           PROMPT, best, outside, outside * best / PROMPT / 1e4);
     return 0;
 }
 
@@ -320,8 +176,8 @@ static int measure_answers(struct bench *bench, unsigned n_streams)
             outside = aside;
         }
     }
-    printf("tg%d x %-2u       %8.1f tokens/s   %7.1f us of a step outside the backend\n", ANSWER,
-           n_streams, best, outside);
+    printf("tg%d x %-2u       %8.1f tokens/s   %7.1f us (%.1f %%) of a step outside the backend\n",
+           ANSWER, n_streams, best, outside, outside * best / n_streams / 1e4);
     return 0;
 }
 
@@ -407,17 +263,16 @@ static int load(struct bench *bench, struct ds_backend *cpu, const char *path)
         fprintf(stderr, "bench_engine: %s: %s\n", path, strerror(errno));
         return -errno;
     }
-    shim_init(&bench->shim, cpu);
+    ds_timed_backend_start(cpu);
     r = ds_checkpoint_open(&bench->checkpoint, &fd, 1, path, false, &error);
     (void) close(fd);
     if (r == 0)
         r = ds_tokenizer_new(&bench->tokenizer, ds_checkpoint_vocab(bench->checkpoint), &error);
     if (r == 0)
-        r = ds_model_load(&bench->model, &bench->shim.table, bench->checkpoint, BATCH, MANY, NULL,
-                          NULL, &error);
+        r = ds_model_load(&bench->model, cpu, bench->checkpoint, BATCH, MANY, NULL, NULL, &error);
     if (r == 0)
-        r = ds_scheduler_new(&bench->scheduler, &bench->shim.table, bench->model, bench->tokenizer,
-                             &options, &error);
+        r = ds_scheduler_new(&bench->scheduler, cpu, bench->model, bench->tokenizer, &options,
+                             &error);
     if (r < 0)
         fprintf(stderr, "bench_engine: %s\n", error.text);
     return r;
