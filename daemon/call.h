@@ -93,6 +93,7 @@ struct ds_call {
     bool progressed;              /* since it was sent */
     struct ds_model_files *files; /* ShowRequest: goes out as a LOAD on the socket; owned */
     bool want_tensors, verify;
+    bool demanding;        /* LoadRequest that names a context or kv_type */
     uint32_t crash_points; /* engine deaths since it last progressed; see engine_process.c */
 };
 

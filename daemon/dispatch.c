@@ -116,35 +116,45 @@ static int choose_lora(struct ds_call *call, const Ds__Request *request, struct 
     return ds_lora_choose(call, reference, name, error);
 }
 
+/* May a load still say how the model is loaded? Not once it is being loaded, nor where others wait
+ * for it or had it before the engine died: it comes back to them as it was. */
+static bool nobody_chose(const struct ds_resident *resident)
+{
+    return resident->state == DS_RESIDENT_QUEUED && resident->files_sent == 0 &&
+           resident->n_calls == 0 && !resident->reload;
+}
+
 /* A load that names a context gets it, or fails. false: call has failed. */
 static bool demand_context(struct ds_call *call, struct ds_resident *resident, uint32_t context)
 {
-    uint32_t positions =
-        resident->state == DS_RESIDENT_RESIDENT ? resident->positions : resident->context;
+    uint32_t positions = resident->positions ? resident->positions : resident->context;
 
-    if (resident->state == DS_RESIDENT_QUEUED && resident->files_sent == 0 &&
-        !resident->context_demanded) {
+    if (nobody_chose(resident)) {
         resident->context = context;
         resident->context_demanded = true;
         return true;
     }
     if (positions >= context)
         return true;
-    ds_call_fail(call, DS__ERROR__CODE__BUSY, 0,
-                 "model %s is resident, or being loaded, with a context of %u positions, which is "
-                 "less than %u: unload it first",
-                 resident->files->name, positions, context);
+    if (positions == 0) /* the model's own, which only the engine knows */
+        ds_call_fail(call, DS__ERROR__CODE__BUSY, 0,
+                     "model %s is being loaded with its own context for another request: ask for "
+                     "%u positions when it is resident",
+                     resident->files->name, context);
+    else
+        ds_call_fail(call, DS__ERROR__CODE__BUSY, 0,
+                     "model %s is resident, or being loaded, with a context of %u positions, "
+                     "which is less than %u: unload it first",
+                     resident->files->name, positions, context);
     return false;
 }
 
 /* The type of cache that a load asks for: chosen now, or there already. */
 static bool demand_kv_type(struct ds_call *call, struct ds_resident *resident, Ds__KvType type)
 {
-    Ds__KvType has =
-        resident->state == DS_RESIDENT_RESIDENT ? resident->kv_type_used : resident->kv_type;
+    Ds__KvType has = resident->positions ? resident->kv_type_used : resident->kv_type;
 
-    if (resident->state == DS_RESIDENT_QUEUED && resident->files_sent == 0 &&
-        !resident->kv_type_strict) {
+    if (nobody_chose(resident)) {
         resident->kv_type = type;
         resident->kv_type_strict = true;
         return true;
@@ -169,6 +179,8 @@ static void start_on_model(struct ds_call *call, const Ds__Request *request)
         ds_call_fail(call, (Ds__Error__Code) code, 0, "%s", error.text);
         return;
     }
+    call->demanding = request->op_case == DS__REQUEST__OP_LOAD &&
+                      (request->load->context || request->load->kv_type);
     if (request->op_case == DS__REQUEST__OP_LOAD && request->load->context &&
         !demand_context(call, resident, request->load->context))
         return;

@@ -151,6 +151,14 @@ static void inherit(struct ds_resident *resident)
     }
 }
 
+static void as_configured(struct ds_resident *resident)
+{
+    resident->context = resident->server->config.context;
+    resident->context_demanded = false;
+    resident->kv_type = (Ds__KvType) resident->server->config.kv_type;
+    resident->kv_type_strict = false;
+}
+
 static struct ds_resident *resident_new(struct ds_server *server, struct ds_model_files *files)
 {
     struct ds_resident *resident = calloc(1, sizeof(*resident));
@@ -161,8 +169,7 @@ static struct ds_resident *resident_new(struct ds_server *server, struct ds_mode
     resident->files = files;
     resident->id = ++server->next_model_id;
     resident->state = DS_RESIDENT_QUEUED;
-    resident->context = server->config.context;
-    resident->kv_type = (Ds__KvType) server->config.kv_type;
+    as_configured(resident);
     ds_list_init(&resident->calls);
     ds_list_init(&resident->loras);
     inherit(resident);
@@ -487,6 +494,31 @@ void ds_resident_loaded(struct ds_resident *resident, const Ds__ModelInfo *info)
     ds_residents_kick(server);
 }
 
+/* Where the first load was to be as some calls demanded, only they fail; is it due again, as
+ * configured, for others who wait? */
+static bool others_try(struct ds_resident *resident, const Ds__Error *error)
+{
+    struct ds_list *next;
+
+    if (resident->reload || !(resident->context_demanded || resident->kv_type_strict))
+        return false;
+    resident->files_sent = 1; /* the last to leave must not free it under us */
+    for (struct ds_list *at = resident->calls.next; at != &resident->calls; at = next) {
+        struct ds_call *call = ds_container(at, struct ds_call, in_resident);
+
+        next = at->next;
+        if (call->demanding)
+            ds_call_error(call, error);
+    }
+    if (resident->n_calls == 0)
+        return false;
+    as_configured(resident);
+    resident->state = DS_RESIDENT_QUEUED;
+    resident->engine_id = 0;
+    resident->files_sent = 0;
+    return true;
+}
+
 void ds_resident_failed(struct ds_resident *resident, const Ds__Error *error)
 {
     struct ds_server *server = resident->server;
@@ -500,7 +532,8 @@ void ds_resident_failed(struct ds_resident *resident, const Ds__Error *error)
     copy.code = error->code ? error->code : DS__ERROR__CODE__INTERNAL;
     copy.text = text;
     copy.retry_after_ms = error->retry_after_ms;
-    give_up(resident, &copy);
+    if (!others_try(resident, &copy))
+        give_up(resident, &copy);
     ds_residents_kick(server);
 }
 

@@ -128,6 +128,11 @@ static int open_scheduler(struct ds_link_model *model, const struct ds_link_mode
         .kv_bytes = spec->kv_bytes ? spec->kv_bytes : environment->kv_bytes,
         .available_bytes = ds_memory_available(environment->memory),
     };
+    if (demand.context < 2)
+        return ds_error_set(error, -EINVAL,
+                            "%s: a context of 1 position holds no prompt with its answer: ask for "
+                            "2 or more, or convert the model again",
+                            model->name);
     r = ds_kv_plan(&demand, &plan, error);
     if (r < 0)
         return r;

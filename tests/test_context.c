@@ -119,6 +119,8 @@ static void a_load_gets_the_context_it_demands_or_an_error(void **state)
     assert_int_equal(open_model(&load, DS_ROPE_YARN, 4096, 256 << 10, &model, &error), -ENOMEM);
     assert_non_null(strstr(error.text, "4096"));
     assert_non_null(strstr(error.text, "kv_bytes"));
+    assert_int_equal(open_model(&load, DS_ROPE_NONE, 1, 0, &model, &error), -EINVAL);
+    assert_non_null(strstr(error.text, "context of 1 position"));
     assert_null(model);
     (void) ds_memory_free(load.memory);
     load.backend->close(load.backend);

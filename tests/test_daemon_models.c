@@ -2,7 +2,8 @@
 /*
  * Goal: which models are resident is decided as documented: least recently used ones make room,
  * pinned and busy ones stay, files handed over are one model with the same file in the directory,
- * nobody's file hides behind another's name, and only who may pins and unloads.
+ * nobody's file hides behind another's name, only who may pins and unloads, and what one load
+ * demands is nobody else's loss.
  * Method: the real build/dsd with an engine that claims any size; one client of another user where
  * the test runs as root.
  */
@@ -22,7 +23,8 @@
 #include <cmocka.h>
 
 static const char *const models[] = {
-    "a", "ok a", "b", "ok b", "c", "ok c", "d", "ok d", "greedy", "size 90000000", NULL,
+    "a",      "ok a",          "b",      "ok b",         "c",  "ok c", "d", "ok d",
+    "greedy", "size 90000000", "narrow", "context 4096", NULL,
 };
 
 struct fixture {
@@ -159,6 +161,73 @@ static void resident_models_come_back_after_a_crash(void **state)
     expect_resident(f, "a,b");
 }
 
+/* --- what a load demands --- */
+
+static uint64_t submit_load(struct fixture *f, const char *model, uint32_t context, Ds__KvType type)
+{
+    Ds__Request request = DS__REQUEST__INIT;
+    Ds__LoadRequest load = DS__LOAD_REQUEST__INIT;
+    Ds__ModelRef reference = DS__MODEL_REF__INIT;
+
+    reference.name = (char *) model;
+    load.model = &reference;
+    load.context = context;
+    load.kv_type = type;
+    request.op_case = DS__REQUEST__OP_LOAD;
+    request.load = &load;
+    return raw_submit(&f->client, &request, NULL, 0);
+}
+
+static void expect_error(const struct raw_answer *answer, Ds__Error__Code code, const char *text)
+{
+    Ds__Error *error = raw_error(answer);
+
+    assert_int_equal(error->code, code);
+    assert_non_null(strstr(error->text, text));
+    ds_message_free(error);
+}
+
+static void a_demand_fails_alone(void **state)
+{
+    struct fixture *f = *state;
+    struct raw_answer *answers[2];
+
+    answers[0] = raw_answer_new(submit_load(f, "narrow", 5000, DS__KV_TYPE__KV_AUTO));
+    answers[1] = raw_answer_new(raw_generate(&f->client, "narrow", "x", 3, 1));
+    assert_true(raw_wait(&f->client, answers, 2, 5000));
+    expect_error(answers[0], DS__ERROR__CODE__BAD_MODEL, "too much");
+    ds_message_free(raw_reply(answers[1]));
+    expect_resident(f, "narrow");
+    for (int i = 0; i < 2; i++)
+        (void) raw_answer_free(answers[i]);
+}
+
+/* A model that comes back after a crash comes back as it was, whoever asks for it meanwhile. */
+static void a_demand_changes_nothing_while_an_engine_starts(void **state)
+{
+    struct fixture *f = *state;
+    struct raw_answer *answers[41];
+
+    answers[0] = raw_answer_new(raw_generate(&f->client, "narrow", "slow=5", 100, 1));
+    while (answers[0]->n_ids < 1)
+        (void) raw_wait(&f->client, answers, 1, 10);
+    (void) kill(dsd_engine_pid(&f->dsd), SIGKILL);
+    for (unsigned i = 1; i < 41; i++) {
+        bool even = i % 2 == 0;
+
+        answers[i] = raw_answer_new(submit_load(f, "narrow", even ? 5000 : 0,
+                                                even ? DS__KV_TYPE__KV_AUTO : DS__KV_TYPE__KV_F32));
+        (void) usleep(100); /* some of them meet dsd without an engine */
+    }
+    assert_true(raw_wait(&f->client, answers, 41, 5000));
+    ds_message_free(raw_reply(answers[0]));
+    assert_int_equal(answers[0]->n_ids, 100);
+    for (unsigned i = 1; i < 41; i++)
+        expect_error(answers[i], DS__ERROR__CODE__BUSY, "unload it first");
+    for (unsigned i = 0; i < 41; i++)
+        (void) raw_answer_free(answers[i]);
+}
+
 /* --- files handed over --- */
 
 static void attach(struct raw_client *client, uint64_t number, const char *name, int fd)
@@ -279,6 +348,8 @@ int main(void)
         TEST(one_that_needs_more_than_its_file_says_costs_idle_ones),
         TEST(pinned_and_busy_models_stay),
         TEST(resident_models_come_back_after_a_crash),
+        TEST(a_demand_fails_alone),
+        TEST(a_demand_changes_nothing_while_an_engine_starts),
         TEST(a_file_handed_over_is_the_model_it_is),
         TEST(only_admins_pin_unload_and_see_others),
         TEST(sighup_reads_the_configuration_again),

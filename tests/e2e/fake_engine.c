@@ -7,6 +7,7 @@
  *   ok           resident at once                 slow N   after N milliseconds, with progress
  *   fail         ERROR(BAD_MODEL)                 crash    abort()
  *   hang         no answer and no sign of life    size N   resident, claims N bytes of weights
+ *   context N    after 100 milliseconds, ERROR(BAD_MODEL) where asked for more than N positions
  * The same words are for adapters; a request's tokens depend on the adapter's content and scale.
  *
  * A prompt may hold commands, separated by spaces (K: when position K is due):
@@ -44,6 +45,7 @@ struct lora {
 struct load {
     uint64_t req_id, due_nsec;
     uint32_t model_id, lora_id;
+    uint32_t context; /* asked for */
     unsigned n_seen;
     char command[64];
     bool inspect, pending;
@@ -155,6 +157,13 @@ static void post_lora_loaded(struct fake *fake, const struct load *load)
     post(fake, DS_CQE_FINAL, load->req_id, &link);
 }
 
+static uint32_t context_of(const struct load *load)
+{
+    return strncmp(load->command, "context ", 8) == 0
+               ? (uint32_t) strtoul(load->command + 8, NULL, 10)
+               : 4096;
+}
+
 static void post_loaded(struct fake *fake, const struct load *load)
 {
     Ds__LinkReply link = DS__LINK_REPLY__INIT;
@@ -169,7 +178,12 @@ static void post_loaded(struct fake *fake, const struct load *load)
     info.architecture = (char *) "fake";
     info.device = (char *) "cpu";
     info.type = (char *) "F32";
-    info.context = 4096;
+    info.context = context_of(load);
+    if (load->context > info.context) {
+        post_error(fake, load->req_id, DS__ERROR__CODE__BAD_MODEL,
+                   "so large a context is too much");
+        return;
+    }
     info.weight_bytes = 1000;
     if (strncmp(load->command, "size ", 5) == 0)
         info.weight_bytes = strtoull(load->command + 5, NULL, 10);
@@ -204,8 +218,10 @@ static void load_run(struct fake *fake, struct load *load)
                    "tensor blk.0.attn_q.weight lies beyond the end of the file");
         return;
     }
-    if (strncmp(load->command, "slow ", 5) == 0) {
-        load->due_nsec = ds_now_nsec() + strtoull(load->command + 5, NULL, 10) * 1000000;
+    if (strncmp(load->command, "slow ", 5) == 0 || strncmp(load->command, "context ", 8) == 0) {
+        uint64_t msec = *load->command == 's' ? strtoull(load->command + 5, NULL, 10) : 100;
+
+        load->due_nsec = ds_now_nsec() + msec * 1000000;
         load->pending = true;
         progress.stage = (char *) "loading";
         progress.fraction = 0.5;
@@ -246,6 +262,7 @@ static void take_load(struct fake *fake, const void *bytes, size_t size, const i
     load->model_id = message->model_id;
     load->lora_id = message->lora_id;
     load->inspect = message->inspect_only;
+    load->context = message->context;
     load->n_seen += n_fds;
     for (unsigned i = 0; i < n_fds; i++)
         (void) close(fds[i]);
