@@ -341,7 +341,7 @@ static float *run(struct ds_backend *backend, const struct loaded *loaded, const
 
 static bool is_float(uint32_t type)
 {
-    return type == DS_TYPE_F32 || type == DS_TYPE_F16 || type == DS_TYPE_BF16;
+    return type == DS_TYPE_F32 || type == DS_TYPE_F16 || type == DS_TYPE_BF16 || type == DS_TYPE_F8;
 }
 
 /* Deviation over all rows relative to what the experts add, root mean square. */

@@ -156,7 +156,7 @@ static void outliers_do_not_drown_the_rest(void **state)
 static void every_type_that_files_hold_is_among_the_cases(void **state)
 {
     (void) state;
-    for (uint32_t type = 0; type < DS_TYPE_GGML_END; type++) {
+    for (uint32_t type = 0; type < DS_TYPE_END; type++) {
         const uint32_t *at = ds_case_types;
 
         if (!ds_type_traits(type))

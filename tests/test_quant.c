@@ -278,6 +278,7 @@ static const struct {
     { DS_TYPE_Q5_K, 1.0 / 13 },  { DS_TYPE_Q6_K, 1.0 / 28 },  { DS_TYPE_Q2_K, 1.0 / 2.5 },
     { DS_TYPE_Q3_K, 1.0 / 2.8 }, { DS_TYPE_IQ4_NL, 1.0 / 7 }, { DS_TYPE_IQ4_XS, 1.0 / 6 },
     { DS_TYPE_MXFP4, 1.0 / 3 },  { DS_TYPE_TQ1_0, 0.501 },    { DS_TYPE_TQ2_0, 0.501 },
+    { DS_TYPE_F8, 1.0 / 16 },
 };
 
 static void quantised_values_come_back_within_their_step(void **state)

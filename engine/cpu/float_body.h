@@ -111,34 +111,44 @@ void FLOAT_NAME(quantise)(struct ds_act *act, uint32_t row, const float *x)
 
 /* --- products with float weights --- */
 
-always_inline v16 load_weights(uint32_t type, const uint8_t *at)
+/* scale: of F8 */
+always_inline v16 load_weights(uint32_t type, const uint8_t *at, v16 scale)
 {
     if (type == DS_TYPE_F32)
         return v16_load((const float *) at);
+    if (type == DS_TYPE_F8)
+        return v16_mul(v16_load_f8(at), scale);
     return type == DS_TYPE_F16 ? v16_load_f16((const uint16_t *) at)
                                : v16_load_bf16((const uint16_t *) at);
 }
 
-always_inline void gemm_float_rows(uint32_t type, const uint8_t *panel, uint32_t k, const float *x,
-                                   float *acc, unsigned n_rows)
+always_inline void gemm_float_rows(uint32_t type, const struct ds_weight *weight,
+                                   const uint8_t *panel, const float *x, float *acc,
+                                   unsigned n_rows)
 {
-    const size_t step = type == DS_TYPE_F32 ? 64 : 32;
-    v16 s[FLOAT_ROWS][4];
+    const size_t step = type == DS_TYPE_F32 ? 64 : type == DS_TYPE_F8 ? 16 : 32;
+    const uint8_t *at = panel + (type == DS_TYPE_F8 ? weight->scale_bytes : 0);
+    const uint32_t k = weight->k, part = type == DS_TYPE_F8 ? DS_F8_ELEMENTS : k;
+    v16 s[FLOAT_ROWS][4], scale = v16_set1(0);
     uint32_t i = 0;
 
     for (unsigned r = 0; r < n_rows; r++)
         for (unsigned j = 0; j < 4; j++)
             s[r][j] = v16_set1(0);
-    for (; i + 4 <= k; i += 4)
-        for (unsigned j = 0; j < 4; j++) {
-            v16 w = load_weights(type, panel + (i + j) * step);
+    for (uint32_t end = part; end <= k; end += part) {
+        if (type == DS_TYPE_F8)
+            scale = v16_load((const float *) panel + i / DS_F8_ELEMENTS * DS_PANEL_ROWS);
+        for (; i + 4 <= end; i += 4)
+            for (unsigned j = 0; j < 4; j++) {
+                v16 w = load_weights(type, at + (i + j) * step, scale);
 
-            for (unsigned r = 0; r < n_rows; r++)
-                s[r][j] = v16_fma(w, v16_set1(x[(size_t) r * k + i + j]), s[r][j]);
-        }
+                for (unsigned r = 0; r < n_rows; r++)
+                    s[r][j] = v16_fma(w, v16_set1(x[(size_t) r * k + i + j]), s[r][j]);
+            }
+    }
     for (unsigned j = 0; j < 3; j++)
         if (i + j < k) {
-            v16 w = load_weights(type, panel + (i + j) * step);
+            v16 w = load_weights(type, at + (i + j) * step, scale);
 
             for (unsigned r = 0; r < n_rows; r++)
                 s[r][j] = v16_fma(w, v16_set1(x[(size_t) r * k + i + j]), s[r][j]);
@@ -154,10 +164,10 @@ always_inline void gemm_float_type(uint32_t type, const struct ds_gemm_float *ge
     uint32_t k = gemm->weight->k, row = 0;
 
     for (; row + FLOAT_ROWS <= gemm->n_rows; row += FLOAT_ROWS)
-        gemm_float_rows(type, panel, k, gemm->x + (size_t) row * k,
+        gemm_float_rows(type, gemm->weight, panel, gemm->x + (size_t) row * k,
                         gemm->acc + (size_t) row * DS_PANEL_ROWS, FLOAT_ROWS);
     for (; row < gemm->n_rows; row++)
-        gemm_float_rows(type, panel, k, gemm->x + (size_t) row * k,
+        gemm_float_rows(type, gemm->weight, panel, gemm->x + (size_t) row * k,
                         gemm->acc + (size_t) row * DS_PANEL_ROWS, 1);
 }
 
@@ -169,6 +179,9 @@ void FLOAT_NAME(gemm_float)(const struct ds_gemm_float *gemm)
         return;
     case DS_TYPE_F16:
         gemm_float_type(DS_TYPE_F16, gemm);
+        return;
+    case DS_TYPE_F8:
+        gemm_float_type(DS_TYPE_F8, gemm);
         return;
     default:
         gemm_float_type(DS_TYPE_BF16, gemm);

@@ -32,6 +32,12 @@
  *                                             value likewise
  *
  * Float types: panel = [k][16 rows], elements as in the file (F32, F16, BF16).
+ *
+ * F8: panel = [scales][k][16 rows], a scale [16] (f32) for each 128 k. A code stands for the f16
+ * with its sign and its other bits moved to 13..7, and the scale is the file's times 256: exactly
+ * the same, and what the F16 instructions turn into floats. The number of a weight is the product,
+ * rounded to f32; then all is as if it were F32. The two codes that are no number become a scale
+ * that is none, which says so in every product with that row.
  */
 #pragma once
 
@@ -39,6 +45,7 @@
 #include <stdint.h>
 
 #include "engine/cpu/arena.h"
+#include "engine/format/blocks.h"
 #include "engine/format/checkpoint.h"
 
 #define DS_PANEL_ROWS 16u
@@ -99,7 +106,7 @@ static inline int ds_panel_kind(const struct ds_panel_format *format)
 static inline unsigned ds_panel_unit_bytes(const struct ds_panel_format *format)
 {
     if (format->bits == 0)
-        return format->type == DS_TYPE_F32 ? 64 : 32;
+        return format->type == DS_TYPE_F32 ? 64 : format->type == DS_TYPE_F8 ? 16 : 32;
     return 64u * format->bits;
 }
 

@@ -75,6 +75,16 @@ static inline v16 v16_load_bf16(const uint16_t *p)
     return (v16){ v16_half_bf16(p), v16_half_bf16(p + 8) };
 }
 
+static inline v16 v16_load_f8(const uint8_t *p)
+{
+    __m256i wide = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *) p));
+
+    /* The sign is in the upper half of the 16 bits eight times over: all but one go. */
+    wide = _mm256_and_si256(_mm256_slli_epi16(wide, 7), _mm256_set1_epi16(~0x4000));
+    return (v16){ _mm256_cvtph_ps(_mm256_castsi256_si128(wide)),
+                  _mm256_cvtph_ps(_mm256_extracti128_si256(wide, 1)) };
+}
+
 static inline v16 v16_from_i8(__m128i a)
 {
     return (v16){ _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(a)),

@@ -1,6 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Repacking: the file's rows of blocks into panels (panel.h). Block layouts: ggml. */
 #include "engine/cpu/panel.h"
+
+#include <math.h>
+
 #include "engine/format/packed.h"
 #include "engine/format/quant.h"
 #include "proto/base.h"
@@ -17,6 +20,7 @@ static const struct ds_panel_format formats[] = {
     { DS_TYPE_F32, 0, 0, 0, DS_SCALE_NONE, NULL },
     { DS_TYPE_F16, 0, 0, 0, DS_SCALE_NONE, NULL },
     { DS_TYPE_BF16, 0, 0, 0, DS_SCALE_NONE, NULL },
+    { DS_TYPE_F8, 0, 0, 0, DS_SCALE_NONE, NULL },
     { DS_TYPE_Q4_0, 4, 4, 8, DS_SCALE_D, NULL },
     { DS_TYPE_Q4_1, 4, 4, 0, DS_SCALE_DM, NULL },
     { DS_TYPE_Q5_0, 5, 5, 16, DS_SCALE_D, NULL },
@@ -169,6 +173,28 @@ static void repack_superblock(const struct repacker *repacker, const struct targ
     }
 }
 
+/* Blocks of F8 into row `lane` of a panel. */
+static void repack_f8(const struct ds_weight *weight, uint8_t *panel, unsigned lane,
+                      const uint8_t *block)
+{
+    uint8_t *at = panel + weight->scale_bytes + lane;
+
+    for (uint32_t i = 0; i < weight->k / DS_F8_ELEMENTS; i++, block += DS_F8_BYTES) {
+        bool sound = true;
+        float scale;
+
+        memcpy(&scale, block, sizeof scale);
+        scale *= 256.0f;
+        for (unsigned j = 0; j < DS_F8_ELEMENTS; j++, at += DS_PANEL_ROWS) {
+            *at = block[4 + j];
+            sound = sound && (*at & 0x7f) != 0x7f;
+        }
+        if (!sound)
+            scale = NAN;
+        memcpy(panel + sizeof scale * (DS_PANEL_ROWS * i + lane), &scale, sizeof scale);
+    }
+}
+
 static void repack_row(const struct repacker *repacker, uint32_t row, const uint8_t *blocks)
 {
     struct ds_weight *weight = repacker->weight;
@@ -177,6 +203,10 @@ static void repack_row(const struct repacker *repacker, uint32_t row, const uint
     const struct ds_type_traits *traits = repacker->traits;
     unsigned lane = row % DS_PANEL_ROWS, unit_bytes = ds_panel_unit_bytes(format);
 
+    if (format->type == DS_TYPE_F8) {
+        repack_f8(weight, panel, lane, blocks);
+        return;
+    }
     if (format->bits == 0) {
         size_t size = unit_bytes / DS_PANEL_ROWS;
 
@@ -275,7 +305,11 @@ static int set_shape(struct ds_weight *weight, const struct ds_tensor *tensor)
             64 * 64;
         weight->panel_bytes = weight->scale_bytes + (size_t) n_units * ds_panel_unit_bytes(format);
     } else {
-        weight->panel_bytes = ((size_t) weight->k * ds_panel_unit_bytes(format) + 63) / 64 * 64;
+        if (format->type == DS_TYPE_F8)
+            weight->scale_bytes =
+                (size_t) weight->k / DS_F8_ELEMENTS * DS_PANEL_ROWS * sizeof(float);
+        weight->panel_bytes =
+            weight->scale_bytes + ((size_t) weight->k * ds_panel_unit_bytes(format) + 63) / 64 * 64;
     }
     return 0;
 }

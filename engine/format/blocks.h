@@ -12,6 +12,10 @@
  *      IQ4_NL d@0  qs[16]@2                      d * values[n]
  *      MXFP4  e@0  qs[16]@1                      2^(e - 128) * values[n], e of 8 bits
  *
+ * A block of 128 elements that is ours alone, as FP8 folders have their numbers:
+ *
+ *      F8     f32 d@0  E4M3 qs[128]@4            d * q
+ *
  * Superblocks of 256 elements, made of sub-blocks with integer scales of their own:
  *
  *      Q4_K   d@0  dmin@2  scales[12]@4  qs[128]@16             d * sc * n - dmin * m
@@ -59,4 +63,6 @@ enum {
     DS_IQ3_S_BYTES = 110,
     DS_IQ1_S_BYTES = 50,
     DS_IQ1_M_BYTES = 56,
+    DS_F8_ELEMENTS = 128,
+    DS_F8_BYTES = 4 + DS_F8_ELEMENTS,
 };

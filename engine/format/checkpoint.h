@@ -51,6 +51,7 @@ enum ds_type {
     DS_TYPE_TQ2_0 = 35,
     DS_TYPE_MXFP4 = 39,
     DS_TYPE_GGML_END = 64, /* what a GGUF file may hold is below; types of our own begin here */
+    DS_TYPE_F8 = 64,       /* of folders: E4M3, with a float scale for each 128 of a row */
     DS_TYPE_END = 80,      /* all are below */
 };
 

@@ -331,11 +331,13 @@ static int place_tensor(struct ds_gguf *gguf, struct ds_gguf_tensor *entry, stru
     struct ds_tensor *tensor = &entry->tensor;
     const struct ds_type_traits *traits = ds_type_traits(tensor->type);
     uint64_t room = gguf->file_bytes - gguf->data_offset, size;
+    const char *name = ds_type_name(tensor->type);
 
+    if (traits && tensor->type >= DS_TYPE_GGML_END)
+        name = "unknown"; /* one of ours, which no file's number stands for */
     if (!traits || tensor->type >= DS_TYPE_GGML_END)
         return ds_error_set(error, -ENOTSUP, "%s: tensor '%s' has type %s (%u)%s", gguf->label,
-                            tensor->name, ds_type_name(tensor->type), tensor->type,
-                            ds_type_refusal(tensor->type));
+                            tensor->name, name, tensor->type, ds_type_refusal(tensor->type));
     if (tensor->dims[0] % traits->block_elements != 0)
         return ds_error_set(error, -EBADMSG,
                             "%s: damaged GGUF file: rows of tensor '%s' are not whole blocks of "

@@ -1,24 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "engine/format/packed.h"
 
-#include <math.h>
-
 #include "engine/format/blocks.h"
 #include "engine/format/quant.h"
 
-#define FP8_COLUMNS 128 /* of a block that shares a scale */
+#define FP8_COLUMNS DS_F8_ELEMENTS /* of a block that shares a scale */
 
 /* Output o of a word's eight stands in nibble nibble_of[o]. */
 static const uint8_t nibble_of[8] = { 0, 4, 1, 5, 2, 6, 3, 7 };
-
-float ds_f8_e4m3_to_f32(uint8_t bits)
-{
-    /* As f16, whose exponent has a bias of 15 instead of 7: right but for a factor, and for the
-     * one code that is no number. */
-    uint16_t half = (uint16_t) ((bits & 0x80u) << 8 | (bits & 0x7fu) << 7);
-
-    return (bits & 0x7f) == 0x7f ? NAN : ds_f16_to_f32(half) * 256.0f;
-}
 
 static uint32_t word_at(const uint8_t *words, uint64_t i)
 {
@@ -102,7 +91,7 @@ int ds_packed_choose(const struct ds_packed *packed, uint64_t k, uint64_t n, uin
     int r;
 
     if (packed->form == DS_PACKED_FP8) {
-        *ret_type = DS_TYPE_BF16;
+        *ret_type = k % FP8_COLUMNS == 0 ? DS_TYPE_F8 : DS_TYPE_BF16;
         return 0;
     }
     r = look_at_groups(packed, k, &shared, ret_bad);
@@ -202,6 +191,21 @@ static void packed_block(const struct ds_tensor *tensor, uint64_t row, uint64_t 
     }
 }
 
+/* A row of FP8 with its scales put before each 128. */
+static void f8_row(const struct ds_tensor *tensor, uint64_t row, uint8_t *out)
+{
+    const struct ds_packed *packed = tensor->packed;
+    const uint64_t n_blocks = tensor->dims[0] / DS_F8_ELEMENTS;
+
+    for (uint64_t block = 0; block < n_blocks; block++, out += DS_F8_BYTES) {
+        float scale = scale_at(packed, row / packed->block_rows * n_blocks + block);
+
+        memcpy(out, &scale, sizeof scale);
+        memcpy(out + 4, packed->weights + row * tensor->dims[0] + block * DS_F8_ELEMENTS,
+               DS_F8_ELEMENTS);
+    }
+}
+
 const void *ds_tensor_rows(const struct ds_tensor *tensor, uint64_t row, uint64_t n_rows,
                            void *buffer)
 {
@@ -211,6 +215,10 @@ const void *ds_tensor_rows(const struct ds_tensor *tensor, uint64_t row, uint64_
 
     if (!tensor->packed)
         return (const uint8_t *) tensor->data + row * row_bytes;
+    for (uint64_t i = 0; i < n_rows && tensor->type == DS_TYPE_F8; i++)
+        f8_row(tensor, row + i, out + i * row_bytes);
+    if (tensor->type == DS_TYPE_F8)
+        return buffer;
     /* Neighbouring outputs lie in one cache line in all forms but FP8: blocks outside, rows inside.
      */
     for (uint64_t block = 0; block < n_blocks; block++)

@@ -36,7 +36,8 @@ struct ds_packed {
  *      Q4_1 (the same with other zeros): only -scale * zero is rounded, to f16
  *      Q8_0 (8 bits, zeros 128): exact for f16 scales; (4 bits in mixed order, "act-order"): to
  *           within 1/254 of the largest of 32
- *      BF16 (FP8, as DeepSeek's own converter has it: to within 2^-9)
+ *      F8 (FP8 whose rows are multiples of 128): exact
+ *      BF16 (other FP8, as DeepSeek's own converter has it: to within 2^-9)
  *      F16 (the other 8 bit ones), F32 (odd widths)
  *
  * -EBADMSG: a group's number is beyond n_groups (*ret_bad says which input). */
@@ -52,5 +53,3 @@ const void *ds_tensor_rows(const struct ds_tensor *tensor, uint64_t row, uint64_
 
 /* Any row as floats; what a block type would round is not rounded here. */
 void ds_tensor_row_floats(const struct ds_tensor *tensor, uint64_t row, float *out);
-
-float ds_f8_e4m3_to_f32(uint8_t bits);

@@ -44,6 +44,15 @@ float ds_f16_to_f32(uint16_t half)
     return float_of(sign | bits_of((float) rest * 0x1p-24f));
 }
 
+float ds_f8_e4m3_to_f32(uint8_t bits)
+{
+    /* As f16, whose exponent has a bias of 15 instead of 7: right but for a factor, and for the
+     * one code that is no number. */
+    uint16_t half = (uint16_t) ((bits & 0x80u) << 8 | (bits & 0x7fu) << 7);
+
+    return (bits & 0x7f) == 0x7f ? float_of(0x7fc00000u) : ds_f16_to_f32(half) * 256.0f;
+}
+
 uint16_t ds_f32_to_f16(float value)
 {
     uint32_t bits = bits_of(value);
@@ -202,6 +211,18 @@ static void dequantise_mxfp4(const void *blocks, float *out, size_t n)
     }
 }
 
+static void dequantise_f8(const void *blocks, float *out, size_t n)
+{
+    const uint8_t *b = blocks;
+
+    for (size_t i = 0; i < n; i += DS_F8_ELEMENTS, b += DS_F8_BYTES, out += DS_F8_ELEMENTS) {
+        float d = float_of(load_u32(b));
+
+        for (unsigned j = 0; j < DS_F8_ELEMENTS; j++)
+            out[j] = ds_f8_e4m3_to_f32(b[4 + j]) * d;
+    }
+}
+
 /* --- superblocks of 256 --- */
 
 static void dequantise_superblocks(const struct ds_type_traits *type, const uint8_t *b, float *out,
@@ -262,6 +283,7 @@ static const struct ds_type_traits traits[DS_TYPE_END] = {
     [DS_TYPE_Q8_0] = { "Q8_0", 32, DS_Q8_0_BYTES, dequantise_q8_0, NULL, 1 },
     [DS_TYPE_IQ4_NL] = { "IQ4_NL", 32, DS_IQ4_NL_BYTES, dequantise_iq4_nl, NULL, 1 },
     [DS_TYPE_MXFP4] = { "MXFP4", 32, DS_MXFP4_BYTES, dequantise_mxfp4, NULL, 1 },
+    [DS_TYPE_F8] = { "F8_E4M3", DS_F8_ELEMENTS, DS_F8_BYTES, dequantise_f8, NULL, 1 },
 
 #define SUPERBLOCK(TYPE, name, factor)                                                             \
     [DS_TYPE_##                                                                                    \

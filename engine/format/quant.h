@@ -45,8 +45,9 @@ uint64_t ds_type_row_bytes(uint32_t type, uint64_t n);
 float ds_f16_to_f32(uint16_t bits);
 uint16_t ds_f32_to_f16(float value); /* round to nearest even */
 float ds_bf16_to_f32(uint16_t bits);
-uint16_t ds_f32_to_bf16(float value); /* round to nearest even, NaN quieted */
-float ds_e8m0_half(uint8_t exponent); /* half of an E8M0 scale: 2^(exponent - 128) */
+uint16_t ds_f32_to_bf16(float value);  /* round to nearest even, NaN quieted */
+float ds_f8_e4m3_to_f32(uint8_t bits); /* 1 sign, 4 exponent, 3 fraction bits; no infinity */
+float ds_e8m0_half(uint8_t exponent);  /* half of an E8M0 scale: 2^(exponent - 128) */
 
 /* Simple reference quantisers, for tests and for small models made by tests: whole blocks.
  * -ENOTSUP where there is none for the type. */

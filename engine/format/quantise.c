@@ -350,6 +350,31 @@ static void quantise_tq2_0(const float *x, uint8_t *b)
         put_two_bits(b, i, (unsigned) (nearest(x[i], d, -1, 1) + 1));
 }
 
+/* The code whose number is nearest to |x| <= 448, and x's sign. */
+static uint8_t nearest_f8(float x)
+{
+    unsigned code = 0;
+
+    for (unsigned step = 64; step > 0; step /= 2) {
+        unsigned next = code + step;
+
+        if (next < 0x7f &&
+            fabsf(x) >
+                (ds_f8_e4m3_to_f32((uint8_t) (next - 1)) + ds_f8_e4m3_to_f32((uint8_t) next)) / 2)
+            code = next;
+    }
+    return (uint8_t) (code | (x < 0 ? 0x80u : 0u));
+}
+
+static void quantise_f8(const float *x, uint8_t *b)
+{
+    float d = fabsf(largest_signed(x, DS_F8_ELEMENTS)) / 448.0f;
+
+    memcpy(b, &d, sizeof d);
+    for (unsigned i = 0; i < DS_F8_ELEMENTS; i++)
+        b[4 + i] = nearest_f8(d != 0.0f ? x[i] / d : 0.0f);
+}
+
 static void (*quantiser(uint32_t type))(const float *x, uint8_t *block)
 {
     switch (type) {
@@ -383,6 +408,8 @@ static void (*quantiser(uint32_t type))(const float *x, uint8_t *block)
         return quantise_tq1_0;
     case DS_TYPE_TQ2_0:
         return quantise_tq2_0;
+    case DS_TYPE_F8:
+        return quantise_f8;
     default:
         return NULL;
     }

@@ -47,7 +47,7 @@ void ds_loader_count(struct ds_weight_loader *loader, const struct ds_weight *we
     loader->rounded = loader->rounded || type != DS_TYPE_F32;
     loader->cost.token_bytes += (uint64_t) (share * (double) bytes);
     *(head ? &loader->cost.head_ops : &loader->cost.layer_ops) += ops;
-    if (type == DS_TYPE_F32 || type == DS_TYPE_F16 || type == DS_TYPE_BF16)
+    if (type == DS_TYPE_F32 || type == DS_TYPE_F16 || type == DS_TYPE_BF16 || type == DS_TYPE_F8)
         loader->cost.float_ops += ops;
 }
 

@@ -14,7 +14,7 @@ const uint32_t ds_case_types[] = { DS_TYPE_F32,     DS_TYPE_F16,    DS_TYPE_BF16
                                    DS_TYPE_Q4_K,    DS_TYPE_Q5_K,   DS_TYPE_Q6_K,  DS_TYPE_IQ4_XS,
                                    DS_TYPE_TQ1_0,   DS_TYPE_TQ2_0,  DS_TYPE_IQ1_S, DS_TYPE_IQ1_M,
                                    DS_TYPE_IQ2_XXS, DS_TYPE_IQ2_XS, DS_TYPE_IQ2_S, DS_TYPE_IQ3_XXS,
-                                   DS_TYPE_IQ3_S,   UINT32_MAX };
+                                   DS_TYPE_IQ3_S,   DS_TYPE_F8,     UINT32_MAX };
 
 uint32_t ds_case_u32(struct ds_case_random *random)
 {
@@ -71,6 +71,14 @@ void ds_case_fill(struct ds_case_random *random, uint32_t type, uint16_t d, void
             block[k] = (uint8_t) ds_case_u32(random);
         if (type == DS_TYPE_MXFP4) {
             block[0] = (uint8_t) (128 + (d >> 10) - 15);
+            continue;
+        }
+        if (type == DS_TYPE_F8) {
+            float scale = ds_f16_to_f32(d);
+
+            memcpy(block, &scale, sizeof scale);
+            for (size_t k = sizeof scale; k < size; k++)
+                block[k] ^= (block[k] & 127) == 127; /* no NaN */
             continue;
         }
         if (type == DS_TYPE_IQ1_M) { /* in parts, four bits each */
