@@ -10,6 +10,7 @@
 #include <fcntl.h>
 
 #include "engine/format/folder.h"
+#include "engine/format/quant.h"
 #include "tests/lib/safetensors_writer.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
@@ -20,11 +21,17 @@ static void read_all(const struct ds_hf *hf)
     for (size_t i = 0; i < hf->n_tensors; i++) {
         const struct ds_tensor *tensor = &hf->tensors[i];
         float *row = malloc(tensor->dims[0] * sizeof *row);
+        void *blocks = malloc(ds_type_row_bytes(tensor->type, tensor->dims[0]));
+        const uint8_t *last;
 
-        if (!row)
+        if (!row || !blocks)
             abort();
         ds_tensor_row_floats(tensor, 0, row);
         ds_tensor_row_floats(tensor, tensor->dims[1] - 1, row);
+        last = ds_tensor_rows(tensor, tensor->dims[1] - 1, 1, blocks);
+        if (last != blocks) /* as it lies in the file */
+            memcpy(blocks, last, ds_type_row_bytes(tensor->type, tensor->dims[0]));
+        free(blocks);
         free(row);
     }
 }
@@ -68,8 +75,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 
 /* --- seeds --- */
 
-#define LLAMA                                                                                      \
-    "{\"architectures\": [\"LlamaForCausalLM\"], \"hidden_size\": 8, \"intermediate_size\": 8, "   \
+#define LLAMA LLAMA_OF("8")
+#define LLAMA_OF(width)                                                                            \
+    "{\"architectures\": [\"LlamaForCausalLM\"], \"hidden_size\": " width                          \
+    ", \"intermediate_size\": 8, "                                                                 \
     "\"num_hidden_layers\": 1, \"num_attention_heads\": 2, \"vocab_size\": 8, "                    \
     "\"max_position_embeddings\": 64, \"tie_word_embeddings\": true, \"eos_token_id\": [1, 2]"
 
@@ -94,6 +103,17 @@ static const struct {
       "",
       { { "model.layers.0.mlp.up_proj.weight", "F8_E4M3", { 8, 8 }, 2, NULL, 64 },
         { "model.layers.0.mlp.up_proj.weight_scale_inv", "F32", { 1, 1 }, 2, NULL, 4 } } },
+    { LLAMA_OF("128") ", \"quantization_config\": {\"quant_method\": \"fp8\", "
+                      "\"weight_block_size\": [128, 128]}}",
+      "",
+      { { "model.layers.0.mlp.up_proj.weight", "F8_E4M3", { 8, 128 }, 2, NULL, 1024 },
+        { "model.layers.0.mlp.up_proj.weight_scale_inv", "BF16", { 1, 1 }, 2, NULL, 2 } } },
+    { LLAMA_OF("32") ", \"quantization_config\": {\"quant_method\": \"awq\", \"bits\": 4, "
+                     "\"group_size\": 32, \"version\": \"gemm\"}}",
+      "",
+      { { "model.layers.0.mlp.up_proj.qweight", "I32", { 32, 1 }, 2, NULL, 128 },
+        { "model.layers.0.mlp.up_proj.qzeros", "I32", { 1, 1 }, 2, NULL, 4 },
+        { "model.layers.0.mlp.up_proj.scales", "F16", { 1, 8 }, 2, NULL, 16 } } },
 };
 
 static void write_seed(const char *folder, unsigned i)

@@ -2,14 +2,17 @@
 # Fuzz targets: tests/fuzz/fuzz_NAME.c, each with a line " * sources: FOLDER-OR-FILE ..." that says what it is
 # made of. Built with address and undefined-behaviour sanitizers, and libFuzzer where clang has it.
 # usage: tests/fuzz/run.sh           every target at once, without limit; stop with Ctrl-C
-#        tests/fuzz/run.sh check     every target for FUZZ_SECONDS (default 10)
+#        tests/fuzz/run.sh check     one after the other, FUZZ_SECONDS (default 30) shared out among them
 # Without libFuzzer tests/fuzz/driver.c stands in for it.
 # Inputs: seeds in tests/fuzz/corpus/NAME, what a run finds in build-fuzz/corpus/NAME. An input that breaks
 # something is written to build-fuzz/NAME-crash-*.
 set -eu
 cd "$(dirname "$0")/../.."
 seconds=0
-[ "${1:-}" != check ] || seconds=${FUZZ_SECONDS:-10}
+if [ "${1:-}" = check ]; then
+    seconds=$((${FUZZ_SECONDS:-30} / $(ls tests/fuzz/fuzz_*.c | wc -l)))
+    [ "$seconds" -gt 0 ] || seconds=1 # 0 is: without end
+fi
 build=build-fuzz
 sanitize='-fsanitize=address,undefined -fno-sanitize-recover=undefined'
 flags="-std=gnu17 -O1 -g -pthread -D_GNU_SOURCE -I. -Ibuild -w"
@@ -55,7 +58,7 @@ build_target() {
     objects=''
     for source in "$1" $sources $driver; do objects="$objects $(compile "$source")"; done
     # shellcheck disable=SC2086
-    $link $sanitize -pthread -o "$build/$2" $objects -lcjson -ljansson -lprotobuf-c -lm
+    $link $sanitize -pthread -o "$build/$2" $objects -lcjson -ljansson -lnettle -lprotobuf-c -lm
 }
 
 status=0
