@@ -127,6 +127,9 @@ struct ds_backend {
      * owns the backend; NULL: nobody wants to know. */
     void (*pulse)(void *arg);
     void *pulse_arg;
+    /* Other models run while weights are filled: the threads that fill stand back behind them. Set
+     * by the thread that loads. */
+    bool stand_back;
 
     /* Host work between operations, such as sampling: calls item(arg, 0..n-1, thread), each once,
      * on the threads that compute else, and returns when all are done. thread < n_threads: an index
@@ -144,14 +147,22 @@ struct ds_backend {
     int (*read)(struct ds_backend *backend, float *to, const struct ds_buffer *from, size_t offset,
                 size_t n_floats);
 
-    /* A matrix {K, N} of tensor. gather: rows will be fetched by embed() (the token embedding). May
-     * keep pointers into the checkpoint, which must outlive it. -ENOMEM, -ENOTSUP. */
+    /* A matrix {K, N} of tensor. gather: rows will be fetched by embed() (the token embedding). The
+     * tensor's data are copied. -ENOMEM, -ENOTSUP. */
     int (*weight_new)(struct ds_backend *backend, const struct ds_tensor *tensor, bool gather,
                       struct ds_weight **ret_weight);
     /* A stack of n matrices of one shape and type, each described by a tensor {K, N} of its own
      * (one of many, or a piece of a larger one). Errors likewise. */
     int (*weight_new_stack)(struct ds_backend *backend, const struct ds_tensor *matrices,
                             uint32_t n, struct ds_weight **ret_weight);
+    /* Either of them in two steps, the second for many threads at once: weight_fill() is called
+     * once for each piece below weight_n_pieces(), with the same matrices; then the weight is
+     * ready. A piece is about a millisecond's work. false: no memory. n > 1 only without gather.
+     * NULL: this backend has but the one step. */
+    int (*weight_alloc)(struct ds_backend *backend, const struct ds_tensor *matrices, uint32_t n,
+                        bool gather, struct ds_weight **ret_weight);
+    uint32_t (*weight_n_pieces)(const struct ds_weight *weight);
+    bool (*weight_fill)(struct ds_weight *weight, const struct ds_tensor *matrices, uint32_t piece);
     void (*weight_free)(struct ds_backend *backend, struct ds_weight *weight);
     size_t (*weight_bytes)(const struct ds_weight *weight); /* resident memory of its own */
 

@@ -22,6 +22,7 @@ struct ds_load_task {
     _Atomic bool cancelled;    /* writer: loop; reader: loader */
     _Atomic uint32_t permille; /* writer: loader; reader: loop */
     uint32_t permille_told;    /* loader's */
+    bool stand_back;           /* other models were resident when it was asked for */
     uint32_t permille_sent;    /* loop's */
     /* results */
     int status;
@@ -102,6 +103,7 @@ static void load_task_run(struct ds_task *base)
         .fds = load->parts.fds,
         .file_names = (const char *const *) load->parts.file_names,
         .n_fds = load->parts.n_fds,
+        .stand_back = load->stand_back,
         .context = message->context,
         .demand_context = message->demand_context,
         .kv_bytes = message->kv_bytes,
@@ -282,6 +284,7 @@ static int start_load(struct ds_link *link)
     load->task.run = load_task_run;
     load->task.done = load_task_done;
     load->environment = &link->environment;
+    load->stand_back = link->models != NULL;
     load->results = link->results;
     load->req_id = message->req_id;
     load->status = -ECANCELED; /* until it has run */

@@ -24,14 +24,25 @@ int ds_link_lora_make(const struct ds_link_model *model, const struct ds_load_pa
                       struct ds_adapter **ret_adapter, struct ds_error *error)
 {
     ds_cleanup(ds_lora_file_free_p) struct ds_lora_file *file = NULL;
+    struct ds_adapter *adapter = NULL;
     int r;
 
     r = ds_lora_file_open(&file, parts->fds, (const char *const *) parts->file_names, parts->n_fds,
                           parts->message->name, error);
     if (r < 0)
         return r;
-    return ds_adapter_new(ret_adapter, ds_model_adapters(model->weights), model->checkpoint, file,
-                          error);
+    r = ds_adapter_new(&adapter, ds_model_adapters(model->weights), model->checkpoint, file, error);
+    if (r == 0 || r == -EBADMSG) { /* a file that was changed meanwhile is not a damaged one */
+        int changed = ds_lora_file_intact(file, error);
+
+        r = changed < 0 ? changed : r;
+    }
+    if (r < 0) {
+        (void) ds_adapter_free(adapter);
+        return r;
+    }
+    *ret_adapter = adapter;
+    return 0;
 }
 
 int ds_link_lora_adopt(struct ds_link_model *model, uint32_t id, struct ds_adapter *adapter,

@@ -1,8 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "engine/link_model.h"
 
-#include <sys/mman.h>
-
 #include "proto/base.h"
 
 /* Rows of a batch whose logits can be had: a score wants one for each token, drafts some. */
@@ -147,22 +145,6 @@ static int open_scheduler(struct ds_link_model *model, const struct ds_link_mode
                             model->tokenizer, &options, error);
 }
 
-/* The backend has its own copy of most of the file by now: lets go of the mapped pages. What is
- * still used in place comes back from the page cache at its next use. */
-static void rest_file(const struct ds_checkpoint *checkpoint)
-{
-    uintptr_t page = (uintptr_t) sysconf(_SC_PAGESIZE);
-
-    for (unsigned i = 0; i < ds_checkpoint_n_tensors(checkpoint); i++) {
-        const struct ds_tensor *tensor = ds_checkpoint_tensor_at(checkpoint, i);
-        uintptr_t from = ((uintptr_t) tensor->data + page - 1) & ~(page - 1);
-        uintptr_t to = ((uintptr_t) tensor->data + tensor->size_bytes) & ~(page - 1);
-
-        if (to > from)
-            (void) madvise((void *) from, to - from, MADV_DONTNEED);
-    }
-}
-
 int ds_link_model_open(struct ds_link_model **ret_model, const struct ds_link_model_spec *spec,
                        const struct ds_link_environment *environment,
                        int (*progress)(void *arg, double fraction), void *arg,
@@ -186,6 +168,7 @@ int ds_link_model_open(struct ds_link_model **ret_model, const struct ds_link_mo
         r = ds_checkpoint_stretch(model->checkpoint, spec->context, error);
     if (r < 0)
         return r;
+    environment->backend->stand_back = spec->stand_back;
     r = ds_model_load(&model->weights, environment->backend, model->checkpoint,
                       environment->batch_tokens_max, outputs_max(environment), progress, arg,
                       error);
@@ -197,7 +180,7 @@ int ds_link_model_open(struct ds_link_model **ret_model, const struct ds_link_mo
     r = open_scheduler(model, spec, environment, error);
     if (r < 0)
         return r;
-    rest_file(model->checkpoint);
+    ds_checkpoint_unmap(model->checkpoint); /* the backend has its own copy of all of it */
     *ret_model = ds_steal(model);
     return 0;
 }

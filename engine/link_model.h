@@ -32,6 +32,7 @@ struct ds_link_environment {
 
 struct ds_link_model_spec {
     uint32_t id;
+    bool stand_back; /* other models are resident: disturb them little */
     const char *name;
     const int *fds;
     const char *const *file_names; /* [n_fds], NULL where not said */

@@ -7,6 +7,7 @@
 #include <seccomp.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
@@ -101,7 +102,7 @@ static int add_conditional(scmp_filter_ctx filter)
 {
     const struct {
         int call;
-        struct scmp_arg_cmp when;
+        struct scmp_arg_cmp when, and;
     } rules[] = {
         { SCMP_SYS(mmap), SCMP_A2(SCMP_CMP_MASKED_EQ, PROT_EXEC, 0) },
         { SCMP_SYS(mprotect), SCMP_A2(SCMP_CMP_MASKED_EQ, PROT_EXEC, 0) },
@@ -112,10 +113,15 @@ static int add_conditional(scmp_filter_ctx filter)
         { SCMP_SYS(prctl), SCMP_A0(SCMP_CMP_EQ, PR_SET_VMA) },
         { SCMP_SYS(prlimit64), SCMP_A2(SCMP_CMP_EQ, 0) },
         { SCMP_SYS(tgkill), SCMP_A0(SCMP_CMP_EQ, (scmp_datum_t) getpid()) },
+        /* a thread may stand back behind the others, nothing else */
+        { SCMP_SYS(sched_setscheduler), SCMP_A0(SCMP_CMP_EQ, 0), SCMP_A1(SCMP_CMP_EQ, SCHED_IDLE) },
+        { SCMP_SYS(setpriority), SCMP_A0(SCMP_CMP_EQ, PRIO_PROCESS), SCMP_A1(SCMP_CMP_EQ, 0) },
     };
 
     for (size_t i = 0; i < sizeof rules / sizeof rules[0]; i++) {
-        int r = seccomp_rule_add_array(filter, SCMP_ACT_ALLOW, rules[i].call, 1, &rules[i].when);
+        struct scmp_arg_cmp both[] = { rules[i].when, rules[i].and };
+        unsigned n = rules[i].and.op == 0 ? 1 : 2; /* 0 is no comparison */
+        int r = seccomp_rule_add_array(filter, SCMP_ACT_ALLOW, rules[i].call, n, both);
 
         if (r < 0)
             return r;

@@ -59,13 +59,19 @@ static int read_buffer(struct ds_backend *backend, float *to, const struct ds_bu
 static int weight_new(struct ds_backend *backend, const struct ds_tensor *tensor, bool gather,
                       struct ds_weight **ret_weight)
 {
-    return ds_weight_new(ret_weight, ds_cpu(backend)->arena, tensor, gather);
+    return ds_weight_new(ret_weight, ds_cpu(backend)->arena, tensor, 1, gather);
 }
 
 static int weight_new_stack(struct ds_backend *backend, const struct ds_tensor *matrices,
                             uint32_t n, struct ds_weight **ret_weight)
 {
-    return ds_weight_new_stack(ret_weight, ds_cpu(backend)->arena, matrices, n);
+    return ds_weight_new(ret_weight, ds_cpu(backend)->arena, matrices, n, false);
+}
+
+static int weight_alloc(struct ds_backend *backend, const struct ds_tensor *matrices, uint32_t n,
+                        bool gather, struct ds_weight **ret_weight)
+{
+    return ds_weight_alloc(ret_weight, ds_cpu(backend)->arena, matrices, n, gather);
 }
 
 static void weight_free(struct ds_backend *backend, struct ds_weight *weight)
@@ -76,7 +82,7 @@ static void weight_free(struct ds_backend *backend, struct ds_weight *weight)
 
 static size_t weight_bytes(const struct ds_weight *weight)
 {
-    return weight->panels.size_bytes;
+    return weight->panels.size_bytes + weight->rows.size_bytes;
 }
 
 static void parallel(struct ds_backend *backend, ds_pool_item item, void *arg, uint32_t n)
@@ -127,6 +133,9 @@ static const struct ds_backend table = {
     .read = read_buffer,
     .weight_new = weight_new,
     .weight_new_stack = weight_new_stack,
+    .weight_alloc = weight_alloc,
+    .weight_n_pieces = ds_weight_n_pieces,
+    .weight_fill = ds_weight_fill,
     .weight_free = weight_free,
     .weight_bytes = weight_bytes,
     .kv_new = ds_cpu_kv_new,

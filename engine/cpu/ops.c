@@ -42,7 +42,7 @@ int ds_cpu_embed(struct ds_backend *backend, struct ds_buffer *out, const struct
                          .n = n,
                          .width = table->k };
 
-    if (!table->tensor)
+    if (!table->gather)
         return -EINVAL;
     for (uint32_t i = 0; i < n; i++)
         if (tokens[i] >= table->n)

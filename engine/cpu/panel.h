@@ -172,8 +172,9 @@ struct ds_weight {
     size_t panel_bytes; /* of one panel */
     struct ds_arena *arena; /* borrowed */
     struct ds_arena_piece panels;
-    const struct ds_tensor *tensor; /* original; NULL unless rows are gathered */
-    struct ds_tensor tensor_copy;   /* what tensor points to */
+    bool gather;                /* rows can be fetched: */
+    struct ds_arena_piece rows; /* as the file has them; else nothing */
+    struct ds_tensor gathered;  /* describes rows */
 };
 
 static inline const uint8_t *ds_weight_panel(const struct ds_weight *weight, uint32_t panel)
@@ -181,13 +182,18 @@ static inline const uint8_t *ds_weight_panel(const struct ds_weight *weight, uin
     return (const uint8_t *) weight->panels.data + (size_t) panel * weight->panel_bytes;
 }
 
-/* gather: keeps the tensor's data for ds_weight_row() and repacks only when first multiplied.
- * -ENOMEM, -ENOTSUP (type or shape). */
+/* Memory for n_matrices of one shape and type; what it holds is made by ds_weight_fill(), called
+ * once for each piece below ds_weight_n_pieces(), with the same matrices, in any order, on any
+ * threads. gather (one matrix only): a copy of the rows for ds_weight_row(), which becomes panels
+ * only when first multiplied. -ENOMEM, -ENOTSUP (type or shape), -EINVAL (shapes differ). */
+int ds_weight_alloc(struct ds_weight **ret_weight, struct ds_arena *arena,
+                    const struct ds_tensor *matrices, uint32_t n_matrices, bool gather);
+uint32_t ds_weight_n_pieces(const struct ds_weight *weight);
+/* False: no memory. */
+bool ds_weight_fill(struct ds_weight *weight, const struct ds_tensor *matrices, uint32_t piece);
+/* Both at once. */
 int ds_weight_new(struct ds_weight **ret_weight, struct ds_arena *arena,
-                  const struct ds_tensor *tensor, bool gather);
-/* A stack of n_matrices of one shape and type, none gathered. Errors likewise. */
-int ds_weight_new_stack(struct ds_weight **ret_weight, struct ds_arena *arena,
-                        const struct ds_tensor *matrices, uint32_t n_matrices);
+                  const struct ds_tensor *matrices, uint32_t n_matrices, bool gather);
 struct ds_weight *ds_weight_free(struct ds_weight *weight);
 void ds_weight_free_p(struct ds_weight **weight);
 

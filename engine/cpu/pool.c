@@ -34,6 +34,8 @@ struct helper {
     struct ds_pool *pool;
     pthread_t thread;
     unsigned index;
+    uint64_t
+        spin_nsec; /* 0 beyond the processors there are: spinning there takes one from others */
 };
 
 struct ds_pool {
@@ -120,9 +122,9 @@ static uint64_t generation(struct ds_pool *pool)
     return atomic_load_explicit(&pool->gate, memory_order_relaxed) / GATE_NEXT;
 }
 
-static bool wait_for_job(struct ds_pool *pool, uint64_t done)
+static bool wait_for_job(struct ds_pool *pool, uint64_t spin_nsec, uint64_t done)
 {
-    uint64_t deadline = ds_now_nsec() + pool->spin_nsec;
+    uint64_t deadline = ds_now_nsec() + spin_nsec;
 
     for (unsigned i = 1;; i++) {
         uint32_t bell = atomic_load(&pool->bell);
@@ -148,7 +150,7 @@ static void *helper_main(void *arg)
     struct ds_pool *pool = helper->pool;
     uint64_t done = 0;
 
-    while (wait_for_job(pool, done)) {
+    while (wait_for_job(pool, helper->spin_nsec, done)) {
         done = generation(pool);
         if (enter(pool)) {
             work(pool, helper->index);
@@ -160,6 +162,7 @@ static void *helper_main(void *arg)
 
 static int start_helpers(struct ds_pool *pool)
 {
+    const unsigned n_allowed = ds_pool_n_allowed();
     sigset_t all, before;
     int r = 0;
 
@@ -170,6 +173,7 @@ static int start_helpers(struct ds_pool *pool)
 
         helper->pool = pool;
         helper->index = i;
+        helper->spin_nsec = i < n_allowed ? pool->spin_nsec : 0;
         r = -pthread_create(&helper->thread, NULL, helper_main, helper);
         if (r == 0) {
             char name[24]; /* more than 15 characters are refused, which would not matter */

@@ -8,7 +8,8 @@
  * joining holds nobody up.
  *
  * Between jobs a helper spins for spin_usec, then sleeps in a futex until the next job: an idle
- * pool makes no wake-ups. One thread at a time may call run(); it must not be called from an item.
+ * pool makes no wake-ups. Helpers beyond ds_pool_n_allowed() never spin. One thread at a time may
+ * call run(); it must not be called from an item.
  */
 #pragma once
 

@@ -8,6 +8,8 @@
 #include "engine/format/quant.h"
 #include "proto/base.h"
 
+enum { PIECE_BYTES = 512 << 10 }; /* of panels */
+
 /* Of IQ1_M, of the IQ2 types, of IQ3_XXS and of IQ3_S; what is not used is 0. */
 static const int8_t iq1_values[16] = { -9, -7, -1, 1, 7, 9 };
 static const int8_t iq2_values[16] = { 8, 25, 43, -8, -25, -43 };
@@ -241,43 +243,23 @@ static void set_codes(struct repacker *repacker)
             repacker->codes[values[code] + 128] = (uint8_t) code;
 }
 
-/* Matrix number `matrix` of the weight. scratch: DS_PACKED_ROWS rows of blocks, for those that no
- * file holds as blocks. */
-static void repack_matrix(const struct repacker *repacker, uint32_t matrix,
-                          const struct ds_tensor *tensor, uint8_t *scratch)
+/* Rows from .. to - 1 (from a multiple of DS_PACKED_ROWS) of matrix number `matrix` of the weight.
+ * scratch: DS_PACKED_ROWS rows of blocks, for those that no file holds as blocks. */
+static void repack_rows(const struct repacker *repacker, uint32_t matrix,
+                        const struct ds_tensor *tensor, uint32_t from, uint32_t to,
+                        uint8_t *scratch)
 {
     const struct ds_weight *weight = repacker->weight;
     uint64_t row_bytes = ds_type_row_bytes(weight->format->type, weight->k);
     uint32_t first = matrix * weight->n_panels * DS_PANEL_ROWS;
 
-    for (uint32_t row = 0; row < weight->n; row += DS_PACKED_ROWS) {
-        uint32_t n = weight->n - row < DS_PACKED_ROWS ? weight->n - row : DS_PACKED_ROWS;
+    for (uint32_t row = from; row < to; row += DS_PACKED_ROWS) {
+        uint32_t n = to - row < DS_PACKED_ROWS ? to - row : DS_PACKED_ROWS;
         const uint8_t *blocks = ds_tensor_rows(tensor, row, n, scratch);
 
         for (uint32_t i = 0; i < n; i++)
             repack_row(repacker, first + row + i, blocks + i * row_bytes);
     }
-}
-
-static int repack(struct ds_weight *weight, const struct ds_tensor *matrices)
-{
-    uint64_t row_bytes = ds_type_row_bytes(weight->format->type, weight->k);
-    struct repacker repacker = { .weight = weight, .format = weight->format };
-    ds_cleanup(ds_free_p) uint8_t *scratch =
-        matrices->packed ? malloc(DS_PACKED_ROWS * row_bytes) : NULL;
-    int r;
-
-    if (matrices->packed && !scratch)
-        return -ENOMEM;
-    repacker.traits = ds_type_traits(weight->format->type);
-    set_codes(&repacker);
-    r = ds_arena_take(weight->arena, weight->panel_bytes * weight->n_panels * weight->n_matrices,
-                      &weight->panels);
-    if (r < 0)
-        return r;
-    for (uint32_t i = 0; i < weight->n_matrices; i++)
-        repack_matrix(&repacker, i, &matrices[i], scratch);
-    return 0;
 }
 
 static int set_shape(struct ds_weight *weight, const struct ds_tensor *tensor)
@@ -314,41 +296,14 @@ static int set_shape(struct ds_weight *weight, const struct ds_tensor *tensor)
     return 0;
 }
 
-int ds_weight_new(struct ds_weight **ret_weight, struct ds_arena *arena,
-                  const struct ds_tensor *tensor, bool gather)
+/* Matrices of one shape and type. */
+static int set_matrices(struct ds_weight *weight, const struct ds_tensor *matrices,
+                        uint32_t n_matrices)
 {
-    ds_cleanup(ds_weight_free_p) struct ds_weight *weight = calloc(1, sizeof *weight);
     int r;
 
-    if (!weight)
-        return -ENOMEM;
-    weight->arena = arena;
-    r = set_shape(weight, tensor);
-    if (r < 0)
-        return r;
-    if (gather) {
-        weight->tensor_copy = *tensor;
-        weight->tensor = &weight->tensor_copy;
-    } else {
-        r = repack(weight, tensor);
-        if (r < 0)
-            return r;
-    }
-    *ret_weight = ds_steal(weight);
-    return 0;
-}
-
-int ds_weight_new_stack(struct ds_weight **ret_weight, struct ds_arena *arena,
-                        const struct ds_tensor *matrices, uint32_t n_matrices)
-{
-    ds_cleanup(ds_weight_free_p) struct ds_weight *weight = calloc(1, sizeof *weight);
-    int r;
-
-    if (!weight)
-        return -ENOMEM;
     if (n_matrices == 0)
         return -EINVAL;
-    weight->arena = arena;
     for (uint32_t i = 0; i < n_matrices; i++) {
         if (matrices[i].type != matrices->type || !matrices[i].packed != !matrices->packed ||
             matrices[i].dims[0] != matrices->dims[0] || matrices[i].dims[1] != matrices->dims[1])
@@ -360,9 +315,119 @@ int ds_weight_new_stack(struct ds_weight **ret_weight, struct ds_arena *arena,
     if ((uint64_t) n_matrices * weight->n_panels * DS_PANEL_ROWS > UINT32_MAX / 2)
         return -ENOTSUP;
     weight->n_matrices = n_matrices;
-    r = repack(weight, matrices);
+    return 0;
+}
+
+static int take_panels(struct ds_weight *weight)
+{
+    return ds_arena_take(weight->arena, weight->panel_bytes * weight->n_panels * weight->n_matrices,
+                         &weight->panels);
+}
+
+/* Gathered rows stay as the file has them. */
+static int take_rows(struct ds_weight *weight, const struct ds_tensor *tensor)
+{
+    uint64_t row_bytes = ds_type_row_bytes(weight->format->type, weight->k);
+    int r = ds_arena_take(weight->arena, row_bytes * weight->n, &weight->rows);
+
     if (r < 0)
         return r;
+    weight->gathered = *tensor;
+    weight->gathered.name = "gathered"; /* the weight outlives the file */
+    weight->gathered.packed = NULL;
+    weight->gathered.data = weight->rows.data;
+    weight->gathered.size_bytes = row_bytes * weight->n;
+    return 0;
+}
+
+int ds_weight_alloc(struct ds_weight **ret_weight, struct ds_arena *arena,
+                    const struct ds_tensor *matrices, uint32_t n_matrices, bool gather)
+{
+    ds_cleanup(ds_weight_free_p) struct ds_weight *weight = calloc(1, sizeof *weight);
+    int r;
+
+    if (!weight)
+        return -ENOMEM;
+    weight->arena = arena;
+    r = set_matrices(weight, matrices, n_matrices);
+    if (r < 0)
+        return r;
+    if (gather && n_matrices != 1)
+        return -EINVAL;
+    weight->gather = gather;
+    r = gather ? take_rows(weight, matrices) : take_panels(weight);
+    if (r < 0)
+        return r;
+    *ret_weight = ds_steal(weight);
+    return 0;
+}
+
+/* Whole panels that make a piece: some hundred kilobytes, so that taking one costs nothing beside
+ * filling it, and threads end together. */
+static uint32_t piece_panels(const struct ds_weight *weight)
+{
+    size_t n = PIECE_BYTES / weight->panel_bytes;
+
+    return n == 0 ? 1 : n < weight->n_panels ? (uint32_t) n : weight->n_panels;
+}
+
+static uint32_t pieces_of_matrix(const struct ds_weight *weight)
+{
+    return (weight->n_panels + piece_panels(weight) - 1) / piece_panels(weight);
+}
+
+uint32_t ds_weight_n_pieces(const struct ds_weight *weight)
+{
+    return pieces_of_matrix(weight) * weight->n_matrices;
+}
+
+/* False: no memory. */
+static bool fill(struct ds_weight *weight, const struct ds_tensor *matrices, uint32_t piece,
+                 bool gather)
+{
+    const uint32_t matrix = piece / pieces_of_matrix(weight);
+    const uint32_t n_rows = piece_panels(weight) * DS_PANEL_ROWS;
+    const uint32_t from = piece % pieces_of_matrix(weight) * n_rows;
+    const uint32_t to = weight->n - from < n_rows ? weight->n : from + n_rows;
+    const uint64_t row_bytes = ds_type_row_bytes(weight->format->type, weight->k);
+    const struct ds_tensor *tensor = &matrices[matrix];
+    struct repacker repacker = { .weight = weight,
+                                 .format = weight->format,
+                                 .traits = ds_type_traits(weight->format->type) };
+    ds_cleanup(ds_free_p) uint8_t *scratch = NULL;
+
+    if (gather) {
+        uint8_t *to_rows = (uint8_t *) weight->rows.data + from * row_bytes;
+        const void *rows = ds_tensor_rows(tensor, from, to - from, to_rows);
+
+        if (rows != to_rows)
+            memcpy(to_rows, rows, (to - from) * row_bytes);
+        return true;
+    }
+    scratch = tensor->packed ? malloc(DS_PACKED_ROWS * row_bytes) : NULL;
+    if (tensor->packed && !scratch)
+        return false;
+    set_codes(&repacker);
+    repack_rows(&repacker, matrix, tensor, from, to, scratch);
+    return true;
+}
+
+bool ds_weight_fill(struct ds_weight *weight, const struct ds_tensor *matrices, uint32_t piece)
+{
+    return fill(weight, matrices, piece, weight->gather);
+}
+
+int ds_weight_new(struct ds_weight **ret_weight, struct ds_arena *arena,
+                  const struct ds_tensor *matrices, uint32_t n_matrices, bool gather)
+{
+    ds_cleanup(ds_weight_free_p) struct ds_weight *weight = NULL;
+    int r = ds_weight_alloc(&weight, arena, matrices, n_matrices, gather);
+
+    if (r < 0)
+        return r;
+    for (uint32_t i = 0; i < ds_weight_n_pieces(weight); i++)
+        if (!ds_weight_fill(weight, matrices, i))
+            return -ENOMEM;
     *ret_weight = ds_steal(weight);
     return 0;
 }
@@ -372,6 +437,7 @@ struct ds_weight *ds_weight_free(struct ds_weight *weight)
     if (!weight)
         return NULL;
     ds_arena_give_back(weight->arena, &weight->panels);
+    ds_arena_give_back(weight->arena, &weight->rows);
     free(weight);
     return NULL;
 }
@@ -383,12 +449,20 @@ void ds_weight_free_p(struct ds_weight **weight)
 
 int ds_weight_prepare(struct ds_weight *weight)
 {
+    int r;
+
     if (weight->panels.data)
         return 0;
-    return repack(weight, weight->tensor);
+    r = take_panels(weight);
+    for (uint32_t i = 0; i < ds_weight_n_pieces(weight) && r == 0; i++)
+        (void) fill(weight, &weight->gathered, i, false); /* needs no memory: it is not packed */
+    return r;
 }
 
 void ds_weight_row(const struct ds_weight *weight, uint32_t row, float *out)
 {
-    ds_tensor_row_floats(weight->tensor, row, out);
+    uint64_t row_bytes = ds_type_row_bytes(weight->format->type, weight->k);
+    const uint8_t *data = weight->gathered.data;
+
+    ds_type_traits(weight->format->type)->dequantise(data + row * row_bytes, out, weight->k);
 }

@@ -5,6 +5,7 @@
 
 #include "engine/format/checkpoint_parts.h"
 #include "engine/format/folder.h"
+#include "engine/format/mapping.h"
 #include "engine/format/quant.h"
 
 /* The disk may start on this much while the vocabulary is read; from there on the loader's own
@@ -233,8 +234,30 @@ static void start_reading(const struct ds_checkpoint *checkpoint)
         size_t size = file->file_bytes < READ_AHEAD_BYTES ? file->file_bytes : READ_AHEAD_BYTES;
 
         if (file->mapping && i == 0)
-            (void) madvise(file->mapping, size, MADV_WILLNEED);
+            (void) madvise((void *) file->mapping, size, MADV_WILLNEED);
     }
+}
+
+int ds_checkpoint_intact(const struct ds_checkpoint *checkpoint, struct ds_error *error)
+{
+    const struct ds_hf *hf = checkpoint->hf;
+    int r = 0;
+
+    for (unsigned i = 0; i < checkpoint->n_files && r == 0; i++)
+        r = ds_file_intact(checkpoint->files[i].mapping, checkpoint->files[i].label, error);
+    for (unsigned i = 0; hf && i < hf->n_shards && r == 0; i++)
+        r = ds_file_intact(hf->shards[i].mapping, hf->shards[i].label, error);
+    return r;
+}
+
+void ds_checkpoint_unmap(struct ds_checkpoint *checkpoint)
+{
+    struct ds_hf *hf = checkpoint->hf;
+
+    for (unsigned i = 0; i < checkpoint->n_files; i++)
+        ds_gguf_unmap(&checkpoint->files[i]);
+    if (hf)
+        ds_hf_unmap(hf);
 }
 
 /* --- life --- */

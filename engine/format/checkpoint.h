@@ -2,10 +2,11 @@
 /*
  * checkpoint.h - one in-memory description of a model's files, whatever their format.
  *
- * A checkpoint maps the files it was given and describes them; it converts nothing. All strings and
- * data pointers lie in the mapping or in the checkpoint's own memory and live as long as it does.
- * Immutable after opening: any thread may read. Files are hostile: every length is checked against
- * the file. Sources: GGUF specification (ggml docs/gguf.md); shared notation: dims[0] is the
+ * A checkpoint maps the files it was given and describes them; it converts nothing. Strings lie in
+ * its own memory and live as long as it does; tensors' data lie in the mapping (mapping.h: a file
+ * that is cut short meanwhile reads as zeros, and ds_checkpoint_intact() tells). Immutable after
+ * opening: any thread may read. Files are hostile: every length is checked against the file.
+ * Sources: GGUF specification (ggml docs/gguf.md); shared notation: dims[0] is the
  * contiguous one, a matrix {K, N} is N rows of K elements and y = W x.
  */
 #pragma once
@@ -60,7 +61,7 @@ struct ds_tensor {
     uint32_t type;    /* enum ds_type, always a supported one */
     uint32_t n_dims;
     uint64_t dims[4]; /* unused ones are 1 */
-    const void *data; /* in the mapping; aligned to the file's alignment only */
+    const void *data; /* in the mapping; aligned to the file's alignment only; NULL after unmap */
     uint64_t size_bytes;
     const struct ds_packed *packed; /* NULL: rows of blocks lie at data; else ds_tensor_rows()
                                      * (engine/format/packed.h) makes them */
@@ -219,6 +220,12 @@ int ds_checkpoint_open_named(struct ds_checkpoint **ret_checkpoint, const int *f
  * loaded. -EINVAL: the file names none, or it would be stretched beyond measure. */
 int ds_checkpoint_stretch(struct ds_checkpoint *checkpoint, uint32_t context,
                           struct ds_error *error);
+
+/* Whether the tensors' data, as far as they were read, are what the files held when they were
+ * opened: whoever has read some asks before it is put to use. -EIO + what became of which file. */
+int ds_checkpoint_intact(const struct ds_checkpoint *checkpoint, struct ds_error *error);
+/* Gives the files' pages and address space back: data of all tensors is NULL from now on. */
+void ds_checkpoint_unmap(struct ds_checkpoint *checkpoint);
 struct ds_checkpoint *ds_checkpoint_free(struct ds_checkpoint *checkpoint);
 void ds_checkpoint_free_p(struct ds_checkpoint **checkpoint);
 

@@ -2,6 +2,7 @@
 /* The files of a folder: which of them are shards of the model, and whether all are there. */
 #include "engine/format/folder.h"
 #include "engine/format/json.h"
+#include "engine/format/mapping.h"
 
 #define CONFIG_NAME "config.json"
 #define INDEX_NAME  "model.safetensors.index.json"
@@ -289,6 +290,18 @@ int ds_hf_open(struct ds_hf *hf, const struct ds_hf_files *files, bool any, stru
         r = read_vocab(hf, files, error);
     keys->file_bytes = hf->file_bytes;
     return r;
+}
+
+void ds_hf_unmap(struct ds_hf *hf)
+{
+    for (size_t i = 0; i < hf->n_tensors; i++) {
+        hf->tensors[i].data = NULL;
+        hf->tensors[i].packed = NULL;
+    }
+    for (unsigned i = 0; i < hf->n_shards; i++) {
+        ds_file_unmap(hf->shards[i].mapping, hf->shards[i].file_bytes);
+        hf->shards[i].mapping = NULL;
+    }
 }
 
 void ds_hf_deinit(struct ds_hf *hf)

@@ -102,6 +102,8 @@ int ds_hf_config_keys(struct ds_hf_config *config, struct ds_gguf *gguf, struct 
  */
 int ds_hf_open(struct ds_hf *hf, const struct ds_hf_files *files, bool any, struct ds_gguf *keys,
                struct ds_error *error);
+/* Gives the data up: no tensor has any from now on. */
+void ds_hf_unmap(struct ds_hf *hf);
 void ds_hf_deinit(struct ds_hf *hf);
 
 /* --- folder_tensors.c --- */

@@ -6,6 +6,7 @@
 #include <sys/stat.h>
 
 #include "engine/format/gguf_reader.h"
+#include "engine/format/mapping.h"
 #include "engine/format/quant.h"
 
 static const char *const type_names[DS_GGUF_N_TYPES] = {
@@ -318,8 +319,7 @@ void ds_gguf_deinit(struct ds_gguf *gguf)
     free(gguf->tensors);
     if (gguf->header)
         (void) munmap(gguf->header, gguf->header_bytes);
-    if (gguf->mapping)
-        (void) munmap(gguf->mapping, gguf->file_bytes);
+    ds_file_unmap(gguf->mapping, gguf->file_bytes);
     ds_close_p(&gguf->fd);
     *gguf = (struct ds_gguf){ .fd = -1 };
 }
@@ -392,10 +392,9 @@ int ds_gguf_map(struct ds_gguf *gguf, struct ds_error *error)
 
     if (gguf->n_tensors == 0)
         return 0;
-    gguf->mapping = mmap(NULL, gguf->file_bytes, PROT_READ, MAP_SHARED, gguf->fd, 0);
-    if (gguf->mapping == MAP_FAILED) {
+    gguf->mapping = ds_file_map(gguf->fd, gguf->file_bytes);
+    if (!gguf->mapping) {
         r = -errno;
-        gguf->mapping = NULL;
         return ds_error_set(error, r, "%s: cannot map its %llu bytes: %s", gguf->label,
                             (unsigned long long) gguf->file_bytes, strerror(-r));
     }
@@ -405,6 +404,14 @@ int ds_gguf_map(struct ds_gguf *gguf, struct ds_error *error)
             return r;
     }
     return refuse_overlap(gguf, error);
+}
+
+void ds_gguf_unmap(struct ds_gguf *gguf)
+{
+    ds_file_unmap(gguf->mapping, gguf->file_bytes);
+    gguf->mapping = NULL;
+    for (uint32_t i = 0; i < gguf->n_tensors; i++)
+        gguf->tensors[i].tensor.data = NULL;
 }
 
 /* --- values --- */

@@ -70,7 +70,7 @@ struct ds_gguf {
     int fd;
     uint8_t *header; /* private copy of the bytes before the data section */
     size_t header_bytes;
-    void *mapping; /* the whole file, NULL before ds_gguf_map() */
+    const void *mapping; /* the whole file (mapping.h); NULL before ds_gguf_map() */
 };
 
 /* Reads and checks keys and tensor list; types and places of tensors are not judged yet. gguf is
@@ -81,6 +81,9 @@ int ds_gguf_init(struct ds_gguf *gguf, int fd, const char *label, struct ds_erro
 /* Maps the data and gives every tensor its place: each type known to this build, whole blocks,
  * inside the file, none overlapping another. -ENOTSUP, -EBADMSG, -ENOMEM. */
 int ds_gguf_map(struct ds_gguf *gguf, struct ds_error *error);
+
+/* Gives the data up: no tensor has any from now on. */
+void ds_gguf_unmap(struct ds_gguf *gguf);
 
 void ds_gguf_deinit(struct ds_gguf *gguf);
 

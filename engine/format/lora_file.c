@@ -3,6 +3,7 @@
 
 #include "engine/format/checkpoint_parts.h"
 #include "engine/format/lora_parts.h"
+#include "engine/format/mapping.h"
 
 #define SUFFIX_BYTES 7u /* ".lora_a" */
 
@@ -206,6 +207,11 @@ int ds_lora_file_open(struct ds_lora_file **ret_file, const int *fds, const char
         return r;
     *ret_file = ds_steal(file);
     return 0;
+}
+
+int ds_lora_file_intact(const struct ds_lora_file *file, struct ds_error *error)
+{
+    return ds_file_intact(file->gguf.mapping, file->name, error);
 }
 
 struct ds_lora_file *ds_lora_file_free(struct ds_lora_file *file)

@@ -34,6 +34,8 @@ struct ds_lora_file;
  * contradiction; -ENOTSUP a kind of adapter this build has not; -ENOMEM, -EIO. */
 int ds_lora_file_open(struct ds_lora_file **ret_file, const int *fds, const char *const *file_names,
                       unsigned n_fds, const char *name, struct ds_error *error);
+/* As ds_checkpoint_intact(). */
+int ds_lora_file_intact(const struct ds_lora_file *file, struct ds_error *error);
 struct ds_lora_file *ds_lora_file_free(struct ds_lora_file *file); /* accepts NULL */
 void ds_lora_file_free_p(struct ds_lora_file **file);
 

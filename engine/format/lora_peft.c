@@ -14,6 +14,7 @@
 #include "engine/format/folder.h"
 #include "engine/format/json.h"
 #include "engine/format/lora_parts.h"
+#include "engine/format/mapping.h"
 #include "engine/format/safetensors.h"
 
 #define CONFIG  "adapter_config.json"
@@ -387,5 +388,12 @@ int ds_lora_read_peft(struct ds_lora_file *file, const int *fds, const char *con
         return ds_error_set(error, -ENOMEM, "%s: no memory", file->name);
     }
     r = ds_safetensors_init(&peft.tensors, fds[weights], peft.label, error);
-    return r < 0 ? r : read_tensors(&peft);
+    if (r == 0)
+        r = read_tensors(&peft);
+    if (r == 0 || r == -EBADMSG) { /* a file that was changed meanwhile is not a damaged one */
+        int changed = ds_file_intact(peft.tensors.mapping, peft.label, error);
+
+        r = changed < 0 ? changed : r;
+    }
+    return r;
 }

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "engine/format/safetensors.h"
 
-#include <sys/mman.h>
 #include <sys/stat.h>
 
 #include "engine/format/json.h"
+#include "engine/format/mapping.h"
 
 static const struct {
     const char *name;
@@ -281,12 +281,10 @@ int ds_safetensors_init(struct ds_safetensors *file, int fd, const char *label,
         r = check_places(file, file->file_bytes - data_offset, error);
     if (r < 0)
         return r;
-    file->mapping = mmap(NULL, file->file_bytes, PROT_READ, MAP_SHARED, fd, 0);
-    if (file->mapping == MAP_FAILED) {
-        file->mapping = NULL;
+    file->mapping = ds_file_map(fd, file->file_bytes);
+    if (!file->mapping)
         return ds_error_set(error, -errno, "%s: cannot map its %llu bytes: %s", label,
                             (unsigned long long) file->file_bytes, strerror(errno));
-    }
     for (uint32_t i = 0; i < file->n_tensors; i++) {
         file->tensors[i].data =
             (const uint8_t *) file->mapping + data_offset + file->tensors[i].begin;
@@ -302,8 +300,7 @@ void ds_safetensors_deinit(struct ds_safetensors *file)
         free(file->tensors[i].name);
     free(file->tensors);
     free(file->by_name);
-    if (file->mapping)
-        (void) munmap(file->mapping, file->file_bytes);
+    ds_file_unmap(file->mapping, file->file_bytes);
     *file = (struct ds_safetensors){ 0 };
 }
 

@@ -8,7 +8,7 @@
  *
  * Row-major, little-endian, no alignment. The file is hostile: the header is read once into private
  * memory and checked whole (sizes, bounds, no overlap, no hole, no name twice) before anything is
- * used; the data is mapped read-only, and who truncates the file meanwhile ends this process.
+ * used; the data is mapped read-only (mapping.h).
  */
 #pragma once
 
@@ -56,7 +56,7 @@ struct ds_safetensors {
     struct ds_safetensor *tensors; /* [n_tensors] in the order of their data */
     struct ds_safetensor **by_name;
     uint32_t n_tensors;
-    void *mapping; /* the whole file */
+    const void *mapping; /* the whole file (mapping.h) */
 };
 
 /* Reads, checks and maps. file is embedded: deinit it whatever came back. fd stays the caller's and

@@ -87,6 +87,11 @@ int ds_checkpoint_verify(const struct ds_checkpoint *checkpoint,
             r = -ECANCELED;
     }
     free(decoding.row);
+    if (r == 0 || r == -EBADMSG) { /* a file that was changed meanwhile is not a damaged one */
+        int changed = ds_checkpoint_intact(checkpoint, error);
+
+        r = changed < 0 ? changed : r;
+    }
     return r;
 }
 

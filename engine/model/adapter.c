@@ -17,7 +17,6 @@ struct site {
 
 struct pair {
     struct ds_weight *a, *b; /* {k, rank}, {rank, n}; an embedding's a {rank, n_vocab} */
-    void *rows;              /* an embedding's numbers of a, which are fetched row by row */
     uint32_t rank;
     float scale;
 };
@@ -218,9 +217,9 @@ static bool wants_interleaving(const struct making *making, const struct ds_tens
 }
 
 /* A or B as a weight: float types as they are, others as F32, so that the small matrices round
- * nothing. keep: the numbers must stay (*ret_rows), rows will be fetched. */
-static int make_weight(const struct making *making, const struct ds_tensor *tensor, bool keep,
-                       struct ds_weight **ret_weight, void **ret_rows)
+ * nothing. gather: rows will be fetched. */
+static int make_weight(const struct making *making, const struct ds_tensor *tensor, bool gather,
+                       struct ds_weight **ret_weight)
 {
     struct ds_backend *backend = making->adapter->adapters->backend;
     ds_cleanup(ds_free_p) float *values = NULL;
@@ -241,21 +240,16 @@ static int make_weight(const struct making *making, const struct ds_tensor *tens
         interleave(values, tensor->dims[0], tensor->dims[1], head_dim, scratch);
         is_float = false;
     }
-    floats.name = "lora_a"; /* what is kept outlives the file */
     floats.type = DS_TYPE_F32;
     floats.data = values;
     floats.size_bytes = tensor->dims[0] * tensor->dims[1] * sizeof *values;
-    r = backend->weight_new(backend, keep || !is_float ? &floats : tensor, keep, ret_weight);
+    r = backend->weight_new(backend, gather || !is_float ? &floats : tensor, gather, ret_weight);
     if (r == -ENOMEM)
         return no_memory(making, tensor);
     if (r < 0)
         return ds_error_set(making->error, r, "%s: tensor '%s' is refused by the %s backend",
                             ds_lora_file_name(making->file), tensor->name, backend->name);
     making->adapter->bytes += backend->weight_bytes(*ret_weight);
-    if (keep) {
-        making->adapter->bytes += floats.size_bytes;
-        *ret_rows = ds_steal(values);
-    }
     return 0;
 }
 
@@ -291,9 +285,9 @@ static int make_pair(struct making *making, const struct site *site,
     if (!isfinite(pair->scale))
         return ds_error_set(making->error, -EINVAL, "%s: its scale (alpha / rank) is not finite",
                             ds_lora_file_name(making->file));
-    r = make_weight(making, &from->a, site->embedding, &pair->a, &pair->rows);
+    r = make_weight(making, &from->a, site->embedding, &pair->a);
     if (r == 0)
-        r = make_weight(making, &from->b, false, &pair->b, NULL);
+        r = make_weight(making, &from->b, false, &pair->b);
     if (r == 0) {
         adapter->n_pairs++;
         adapter->rank = pair->rank > adapter->rank ? pair->rank : adapter->rank;
@@ -401,7 +395,6 @@ struct ds_adapter *ds_adapter_free(struct ds_adapter *adapter)
             backend->weight_free(backend, adapter->pairs[i].a);
         if (adapter->pairs[i].b)
             backend->weight_free(backend, adapter->pairs[i].b);
-        free(adapter->pairs[i].rows);
     }
     adapter->adapters->n_adapters--;
     free(adapter->pairs);

@@ -18,6 +18,53 @@ struct ds_model {
     struct ds_deepseek *deepseek;
 };
 
+/* Of a walk through the model that only notes what is to be done: nothing is, but it may be ended.
+ */
+struct walk {
+    int (*progress)(void *arg, double fraction);
+    void *arg;
+};
+
+static int walk_progress(void *arg, double fraction)
+{
+    const struct walk *walk = arg;
+
+    (void) fraction;
+    return walk->progress ? walk->progress(walk->arg, 0) : 0;
+}
+
+static int load_family(struct ds_model *model, struct ds_weight_loader *loader, bool naive,
+                       int (*progress)(void *arg, double fraction), void *arg)
+{
+    return model->hyper.kv_lora_rank ? ds_deepseek_load(&model->deepseek, loader, model->batch_max,
+                                                        model->outputs_max, naive, progress, arg)
+                                     : ds_llama_load(&model->llama, loader, model->batch_max,
+                                                     model->outputs_max, progress, arg);
+}
+
+static int load_weights(struct ds_model *model, struct ds_weight_loader *loader, bool naive,
+                        int (*progress)(void *arg, double fraction), void *arg)
+{
+    ds_cleanup(ds_filling_free_p) struct ds_filling *filling = NULL;
+    const char *name = ds_checkpoint_name(loader->checkpoint);
+    struct walk walk = { progress, arg };
+    int r;
+
+    if (!loader->backend->weight_alloc)
+        return load_family(model, loader, naive, progress, arg);
+    r = ds_filling_new(&filling, loader->backend);
+    if (r < 0)
+        return ds_error_set(loader->error, r, "%s: no memory", name);
+    loader->filling = filling;
+    r = load_family(model, loader, naive, walk_progress, &walk);
+    if (r < 0)
+        return r;
+    r = ds_filling_run(filling, progress, arg);
+    if (r == -ENOMEM)
+        return ds_error_set(loader->error, r, "%s: no memory: unload another model", name);
+    return r < 0 ? ds_error_set(loader->error, r, "%s: loading was given up", name) : 0;
+}
+
 static int load(struct ds_model **ret_model, struct ds_backend *backend,
                 const struct ds_checkpoint *checkpoint, uint32_t batch_max, uint32_t outputs_max,
                 bool naive, int (*progress)(void *arg, double fraction), void *arg,
@@ -45,11 +92,12 @@ static int load(struct ds_model **ret_model, struct ds_backend *backend,
         return ds_error_set(error, r, "%s: no memory", ds_checkpoint_name(checkpoint));
     }
     loader.adapters = model->adapters;
-    if (model->hyper.kv_lora_rank)
-        r = ds_deepseek_load(&model->deepseek, &loader, batch_max, outputs_max, naive, progress,
-                             arg);
-    else
-        r = ds_llama_load(&model->llama, &loader, batch_max, outputs_max, progress, arg);
+    r = load_weights(model, &loader, naive, progress, arg);
+    if (r == 0 || r == -EBADMSG) { /* a file that was changed meanwhile is not a damaged one */
+        int changed = ds_checkpoint_intact(checkpoint, error);
+
+        r = changed < 0 ? changed : r;
+    }
     if (r < 0) {
         (void) ds_model_free(model);
         return r;

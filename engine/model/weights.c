@@ -51,6 +51,29 @@ void ds_loader_count(struct ds_weight_loader *loader, const struct ds_weight *we
         loader->cost.float_ops += ops;
 }
 
+/* matrices' data lie in the checkpoint. */
+static int make(struct ds_weight_loader *loader, const struct ds_tensor *matrices, uint32_t n,
+                bool gather, struct ds_weight **ret_weight)
+{
+    struct ds_backend *backend = loader->backend;
+    struct ds_weight *weight;
+    int r;
+
+    if (!loader->filling)
+        return gather ? backend->weight_new(backend, matrices, true, ret_weight)
+                      : backend->weight_new_stack(backend, matrices, n, ret_weight);
+    r = backend->weight_alloc(backend, matrices, n, gather, &weight);
+    if (r < 0)
+        return r;
+    r = ds_filling_add(loader->filling, weight, matrices, n);
+    if (r < 0) {
+        backend->weight_free(backend, weight);
+        return r;
+    }
+    *ret_weight = weight;
+    return 0;
+}
+
 int ds_load_matrix(struct ds_weight_loader *loader, int layer, const char *name, uint64_t k,
                    uint64_t n, bool gather, struct ds_weight **ret_weight)
 {
@@ -60,7 +83,7 @@ int ds_load_matrix(struct ds_weight_loader *loader, int layer, const char *name,
     tensor = ds_checkpoint_require(loader->checkpoint, layer, name, k, n, loader->error);
     if (!tensor)
         return -EINVAL;
-    r = loader->backend->weight_new(loader->backend, tensor, gather, ret_weight);
+    r = make(loader, tensor, 1, gather, ret_weight);
     if (r == -ENOMEM)
         return no_memory(loader, tensor);
     if (r < 0)
@@ -172,7 +195,7 @@ int ds_load_experts(struct ds_weight_loader *loader, int layer, const char *name
     r = find_experts(loader, layer, name, k, n, n_experts, matrices);
     if (r < 0)
         return r;
-    r = backend->weight_new_stack(backend, matrices, n_experts, ret_weight);
+    r = make(loader, matrices, n_experts, false, ret_weight);
     if (r == -ENOMEM) {
         matrices->size_bytes *= n_experts; /* what was asked for */
         return no_memory(loader, matrices);

@@ -8,6 +8,7 @@
 #pragma once
 
 #include "engine/model/adapter.h"
+#include "engine/model/filling.h"
 #include "engine/model/model.h"
 
 struct ds_weight_loader {
@@ -18,6 +19,7 @@ struct ds_weight_loader {
     bool rounded;                 /* one matrix at least is not F32 */
     struct ds_adapters *adapters; /* hears of every matrix made; NULL: nobody does */
     struct ds_model_cost cost;    /* of all made so far */
+    struct ds_filling *filling;   /* what has yet to be filled (filling.h); NULL: all is at once */
 };
 
 /* Adds a weight just made to the loader's sums: ops of arithmetic for one token, in the layers or
