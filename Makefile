@@ -133,6 +133,8 @@ endif
 $(B)/%_avx2.o: override CFLAGS += -mavx2 -mfma -mf16c $(isa_flags)
 $(B)/%_avx512.o: override CFLAGS += -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mfma -mf16c \
                                     $(isa_flags)
+$(B)/%_amx.o: override CFLAGS += -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mfma -mf16c \
+                                 -mamx-tile -mamx-int8 $(isa_flags)
 # gcc 12 looks up masked vector loads at twice their address under -fsanitize=address.
 $(B)/engine/cpu/%.o $(B)/engine/format/superblock.o: override CFLAGS += -O3 $(if $(SAN),-fno-tree-vectorize)
 

@@ -261,7 +261,7 @@ struct ds_backend {
 struct ds_cpu_options {
     unsigned
         n_threads; /* compute threads incl. the caller; 0 = what affinity and cgroup quota allow */
-    const char *isa;    /* NULL = best; "portable", "avx2", "avx512": no better than this */
+    const char *isa;    /* NULL = best; "portable", "avx2", "avx512", "amx": no better */
     unsigned spin_usec; /* threads spin this long before sleeping; default 50 (see cpu/pool.h) */
 };
 

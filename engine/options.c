@@ -12,7 +12,7 @@ const char ds_engine_help[] =
     "\n"
     "  --link-fd N       descriptor of the link to dsd (3)\n"
     "  --threads N       compute threads; 0: what affinity and cgroup quota allow (0)\n"
-    "  --isa NAME        no better instructions than portable, avx2, avx512 (the best there are)\n"
+    "  --isa NAME        the best instructions to use: portable, avx2, avx512, amx\n"
     "  --spin-usec N     compute threads spin this long before they sleep (50)\n"
     "  --step-usec N     how long a step with answers in it may take; prompts are cut to fit;\n"
     "                    0: twice as long as without prompts (0)\n"

@@ -16,8 +16,8 @@
 static const struct {
     const char *isa;
     unsigned n_threads;
-} others[] = { { "avx2", 1 },   { "avx2", 3 },     { "avx512", 1 }, { "avx512", 2 },
-               { "avx512", 7 }, { "portable", 2 }, { NULL, 0 } };
+} others[] = { { "avx2", 1 },     { "avx2", 3 }, { "avx512", 1 }, { "avx512", 2 }, { "avx512", 7 },
+               { "portable", 2 }, { "amx", 1 },  { "amx", 3 },    { NULL, 0 } };
 
 enum { N_OTHERS = sizeof others / sizeof *others };
 
@@ -50,7 +50,7 @@ static float *multiply(struct ds_backend *backend, const struct ds_case_matrix *
 
 static void products_are_the_same_bits_on_every_set_and_any_number_of_threads(void **state)
 {
-    static const uint32_t rows[] = { 1, 2, 3, 4, 5, 8, 12, 13, 31, 70 };
+    static const uint32_t rows[] = { 1, 2, 3, 4, 5, 8, 12, 13, 101, 145 };
     static const uint32_t ns[] = { 16, 1, 40, 17, 33, 64, 15, 32, 48, 5 };
     struct ds_case_random random = { 21 };
     struct ds_backend *portable = reference();

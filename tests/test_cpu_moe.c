@@ -22,7 +22,7 @@
 static const struct {
     const char *isa;
     unsigned n_threads;
-} others[] = { { "avx2", 1 }, { "avx512", 1 }, { NULL, 2 }, { NULL, 3 } };
+} others[] = { { "avx2", 1 }, { "avx512", 1 }, { "amx", 1 }, { NULL, 2 }, { NULL, 3 } };
 #define N_OTHERS (sizeof others / sizeof *others)
 
 /* --- routing --- */

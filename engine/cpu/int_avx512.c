@@ -6,43 +6,10 @@
 #include "engine/cpu/int_avx512.h"
 #include "engine/cpu/integer.h"
 
-DS_INLINE void unpack_units(unsigned bits, bool coded, enum ds_panel_scale scale,
-                            struct ds_tile *tile, const struct ds_weight *weight, uint32_t panel,
-                            uint32_t first, uint32_t n_units)
-{
-    const unsigned group_units = ds_scale_units(scale);
-    const uint8_t *at = ds_weight_panel(weight, panel);
-    const uint8_t *unit = at + weight->scale_bytes + (size_t) first * 64 * bits;
-    const float factor = known_factor(bits, coded, weight);
-    const __m512i table = code_table(weight->format, coded);
-    __m512i q[8];
-
-    for (uint32_t u = 0; u < n_units; u++, unit += (size_t) 64 * bits) {
-        const uint8_t *group = at + (size_t) ((first + u) / group_units) * ds_scale_bytes(scale);
-        struct unit_scales s = unit_scales(scale, factor, group, (first + u) % group_units);
-
-        unit_quants(bits, coded, table, unit, q);
-        for (unsigned g = 0; g < 8; g++)
-            _mm512_store_si512(tile->q[u] + 64 * g, q[g]);
-        for (unsigned half = 0; half < 1u + ds_scale_halves(scale); half++) {
-            _mm512_store_ps(tile->d[u][half], s.d[half]);
-            if (half == 0 ? ds_scale_minimum(scale) : scale == DS_SCALE_2K)
-                _mm512_store_ps(tile->m[u][half], s.m[half]);
-        }
-    }
-}
-
 void ds_unpack_avx512(struct ds_tile *tile, const struct ds_weight *weight, uint32_t panel,
                       uint32_t first, uint32_t n_units)
 {
-    switch (ds_panel_kind(weight->format)) {
-#define KIND(bits, coded, scale)                                                                   \
-    case DS_PANEL_KIND(bits, coded, scale):                                                        \
-        unpack_units(bits, coded, scale, tile, weight, panel, first, n_units);                     \
-        return;
-        DS_PANEL_KINDS(KIND)
-#undef KIND
-    }
+    unpack_kind(tile, weight, panel, first, n_units, false);
 }
 
 /* How weights of a kind are scaled: what the inner loop is specialised for. */

@@ -137,3 +137,47 @@ DS_INLINE __m512i four_k(const int8_t *at)
     __builtin_memcpy(&word, at, sizeof word);
     return _mm512_set1_epi32(word);
 }
+
+/* Fills a tile. centred: its bytes are q - offset, signed. */
+DS_INLINE void unpack_units(unsigned bits, bool coded, enum ds_panel_scale scale, bool centred,
+                            struct ds_tile *tile, const struct ds_weight *weight, uint32_t panel,
+                            uint32_t first, uint32_t n_units)
+{
+    const unsigned group_units = ds_scale_units(scale);
+    const uint8_t *at = ds_weight_panel(weight, panel);
+    const uint8_t *unit = at + weight->scale_bytes + (size_t) first * 64 * bits;
+    const float factor = known_factor(bits, coded, weight);
+    const __m512i table = code_table(weight->format, coded);
+    const __m512i offset = _mm512_set1_epi8((char) weight->format->offset);
+    __m512i q[8];
+
+    for (uint32_t u = 0; u < n_units; u++, unit += (size_t) 64 * bits) {
+        const uint8_t *group = at + (size_t) ((first + u) / group_units) * ds_scale_bytes(scale);
+        struct unit_scales s = unit_scales(scale, factor, group, (first + u) % group_units);
+
+        unit_quants(bits, coded, table, unit, q);
+        for (unsigned g = 0; g < 8; g++) {
+            if (centred)
+                q[g] = _mm512_sub_epi8(q[g], offset);
+            _mm512_store_si512(tile->q[u] + 64 * g, q[g]);
+        }
+        for (unsigned half = 0; half < 1u + ds_scale_halves(scale); half++) {
+            _mm512_store_ps(tile->d[u][half], s.d[half]);
+            if (half == 0 ? ds_scale_minimum(scale) : scale == DS_SCALE_2K)
+                _mm512_store_ps(tile->m[u][half], s.m[half]);
+        }
+    }
+}
+
+DS_INLINE void unpack_kind(struct ds_tile *tile, const struct ds_weight *weight, uint32_t panel,
+                           uint32_t first, uint32_t n_units, bool centred)
+{
+    switch (ds_panel_kind(weight->format)) {
+#define KIND(bits, coded, scale)                                                                   \
+    case DS_PANEL_KIND(bits, coded, scale):                                                        \
+        unpack_units(bits, coded, scale, centred, tile, weight, panel, first, n_units);            \
+        return;
+        DS_PANEL_KINDS(KIND)
+#undef KIND
+    }
+}

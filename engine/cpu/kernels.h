@@ -76,8 +76,8 @@ static inline bool ds_act_any_wide(const struct ds_act *act, uint32_t row, uint3
     return act->any_wide[(size_t) (row / act->group_rows) * act->n_units + unit];
 }
 
-/* Units of one panel, unpacked for ds_kernels.gemm. */
-#define DS_TILE_UNITS 64u
+/* Units of one panel, unpacked for ds_kernels.gemm: q, or q - offset where that wants it so. */
+#define DS_TILE_UNITS 32u
 struct ds_tile {
     _Alignas(64) uint8_t q[DS_TILE_UNITS][DS_UNIT_BYTES]; /* byte 64 g + 4 r + i */
     _Alignas(
@@ -178,10 +178,13 @@ struct ds_kernels {
     /* Quantises row `row` of act from x[k]. */
     void (*quantise)(struct ds_act *act, uint32_t row, const float *x);
 
-    /* Units first .. + n_units (<= DS_TILE_UNITS) of a panel. */
+    /* Units first .. + n_units (<= DS_TILE_UNITS) of a panel, as the same table's gemm wants them.
+     */
     void (*unpack)(struct ds_tile *tile, const struct ds_weight *weight, uint32_t panel,
                    uint32_t first, uint32_t n_units);
     void (*gemm)(const struct ds_gemm *gemm);
+    uint32_t gemm_rows; /* with fewer rows, another table's unpack and gemm are better: */
+    const struct ds_kernels *fewer;           /* this one's; gemm_rows 0: NULL */
     void (*gemv)(const struct ds_gemv *gemv); /* NULL: use unpack and gemm */
     void (*gemm_float)(const struct ds_gemm_float *gemm);
 
@@ -216,6 +219,7 @@ struct ds_kernels {
 extern const struct ds_kernels ds_kernels_portable;
 extern const struct ds_kernels ds_kernels_avx2;   /* AVX2, FMA, F16C */
 extern const struct ds_kernels ds_kernels_avx512; /* F, BW, VL, DQ, VNNI */
+extern const struct ds_kernels ds_kernels_amx;    /* all these, and AMX's TILE and INT8 */
 
 /* The best set this machine has, no better than isa (NULL: any). NULL: no such set, or not here. */
 const struct ds_kernels *ds_kernels_choose(const char *isa);

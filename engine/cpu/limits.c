@@ -151,7 +151,9 @@ int ds_cpu_limits(struct ds_backend *backend, struct ds_limits *ret_limits)
     static const struct peak f32_256 = { spin_fma_256, 12 * 8 * 2, "VFMADD231PS (256)" };
     static const struct peak none = { .instruction = "" };
     struct ds_cpu *cpu = ds_cpu(backend);
-    bool wide = cpu->kernels == &ds_kernels_avx512, any = wide || cpu->kernels == &ds_kernels_avx2;
+    /* with AMX too, most types' kernels use VPDPBUSD: shares stay comparable */
+    bool wide = cpu->kernels == &ds_kernels_avx512 || cpu->kernels == &ds_kernels_amx;
+    bool any = wide || cpu->kernels == &ds_kernels_avx2;
     const struct peak *int8 = wide ? &int8_512 : any ? &int8_256 : &none;
     const struct peak *f32 = wide ? &f32_512 : any ? &f32_256 : &none;
 

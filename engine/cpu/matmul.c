@@ -44,6 +44,8 @@ void ds_cpu_multiply_panel(const struct ds_kernels *kernels, const struct ds_wei
             &(struct ds_gemv){ weight, panel, &act->act, offset, first_row, n_rows, acc });
         return;
     }
+    if (n_rows < kernels->gemm_rows)
+        kernels = kernels->fewer;
     for (uint32_t unit = 0; unit < n_units; unit += DS_TILE_UNITS) {
         gemm.first_unit = unit;
         gemm.n_units = n_units - unit < DS_TILE_UNITS ? n_units - unit : DS_TILE_UNITS;

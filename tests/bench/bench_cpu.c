@@ -85,6 +85,7 @@ static void bench_type(struct ds_backend *backend, uint32_t type, const struct d
     struct ds_case_matrix matrix = ds_case_matrix(&random, type, WEIGHT_K, WEIGHT_N);
     float *x = ds_case_rows(&random, PROMPT_ROWS, WEIGHT_K, false);
     struct subject subject = { .backend = backend };
+    const bool is_float = type == DS_TYPE_F16 || type == DS_TYPE_BF16;
     size_t bytes;
     double seconds, speed;
 
@@ -106,7 +107,9 @@ static void bench_type(struct ds_backend *backend, uint32_t type, const struct d
     seconds = best_product(&subject, PROMPT_ROWS, REPEATS);
     speed = 2.0 * WEIGHT_K * WEIGHT_N * PROMPT_ROWS / seconds;
     printf("   gemm %6.3f Top/s", speed * 1e-12);
-    if (limits->int8_ops > 0)
+    if (limits->int8_ops > 0 && is_float)
+        printf(" = %3.0f %% of %s", speed / limits->f32_ops * 100, limits->f32_instruction);
+    else if (limits->int8_ops > 0)
         printf(" = %3.0f %% of %s", speed / limits->int8_ops * 100, limits->int8_instruction);
     printf("\n");
     for (unsigned i = 0; i < subject.n_weights; i++)
