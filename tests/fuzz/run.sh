@@ -2,17 +2,14 @@
 # Fuzz targets: tests/fuzz/fuzz_NAME.c, each with a line " * sources: FOLDER-OR-FILE ..." that says what it is
 # made of. Built with address and undefined-behaviour sanitizers, and libFuzzer where clang has it.
 # usage: tests/fuzz/run.sh           every target at once, without limit; stop with Ctrl-C
-#        tests/fuzz/run.sh check     one after the other, FUZZ_SECONDS (default 30) shared out among them
+#        tests/fuzz/run.sh check     every target for FUZZ_SECONDS (default 60), as many at once as there are processors
 # Without libFuzzer tests/fuzz/driver.c stands in for it.
 # Inputs: seeds in tests/fuzz/corpus/NAME, what a run finds in build-fuzz/corpus/NAME. An input that breaks
 # something is written to build-fuzz/NAME-crash-*.
 set -eu
 cd "$(dirname "$0")/../.."
 seconds=0
-if [ "${1:-}" = check ]; then
-    seconds=$((${FUZZ_SECONDS:-30} / $(ls tests/fuzz/fuzz_*.c | wc -l)))
-    [ "$seconds" -gt 0 ] || seconds=1 # 0 is: without end
-fi
+[ "${1:-}" != check ] || seconds=${FUZZ_SECONDS:-60}
 build=build-fuzz
 sanitize='-fsanitize=address,undefined -fno-sanitize-recover=undefined'
 flags="-std=gnu17 -O1 -g -pthread -D_GNU_SOURCE -I. -Ibuild -w"
@@ -62,10 +59,23 @@ build_target() {
 }
 
 status=0
-pids=''
+running=''
+running_names=''
+
+# Waits for all that run; in check mode says what each did.
+gather() {
+    set -- $running_names
+    for pid in $running; do
+        name=$1; shift
+        wait "$pid" || { status=1; [ "$seconds" = 0 ] || tail -n 40 "$build/$name.log"; }
+        [ "$seconds" = 0 ] || grep -E '^(Done|#[0-9]+.*DONE)' "$build/$name.log" | tail -n 1 | sed "s/^/$name: /"
+    done
+    running=''; running_names=''
+}
+
+for target in tests/fuzz/fuzz_*.c; do build_target "$target" "$(basename "$target" .c)"; done
 for target in tests/fuzz/fuzz_*.c; do
     name=$(basename "$target" .c)
-    build_target "$target" "$name"
     mkdir -p "$build/corpus/$name"
     set -- -max_total_time="$seconds" -artifact_prefix="$build/$name-" -timeout=60 -len_control=20 -rss_limit_mb=2048 \
         "$build/corpus/$name"
@@ -77,11 +87,12 @@ for target in tests/fuzz/fuzz_*.c; do
     [ ! -d "tests/fuzz/corpus/$name" ] || set -- "$@" "tests/fuzz/corpus/$name"
     if [ "$seconds" = 0 ]; then
         "$build/$name" "$@" &
-        pids="$pids $!"
     else
-        "$build/$name" "$@" >"$build/$name.log" 2>&1 || { tail -n 40 "$build/$name.log"; status=1; }
-        grep -E '^(Done|#[0-9]+.*DONE)' "$build/$name.log" | tail -n 1 | sed "s/^/$name: /"
+        "$build/$name" "$@" >"$build/$name.log" 2>&1 &
     fi
+    running="$running $!"; running_names="$running_names $name"
+    # shellcheck disable=SC2086
+    [ "$seconds" = 0 ] || [ "$(echo $running | wc -w)" -lt "$(nproc)" ] || gather
 done
-for pid in $pids; do wait "$pid" || status=1; done
+gather
 exit $status
