@@ -86,6 +86,9 @@ ds_error_set(struct ds_error *error, int code, const char *format, ...)
     va_start(ap, format);
     (void) vsnprintf(error->text, sizeof error->text, format, ap);
     va_end(ap);
+    for (char *c = error->text; *c; c++) /* it may repeat what a file says */
+        if ((*c > 0 && *c < ' ') || *c == 0x7f)
+            *c = '?';
     return code;
 }
 

@@ -653,6 +653,7 @@ static int lying_fd(const struct lie *lie)
 static const struct lie lies[] = {
     { .kind = "model", .code = -EINVAL, .says = "is no adapter" },
     { .type = "ia3", .code = -ENOTSUP, .says = "'ia3'" },
+    { .type = "ia3\n\033[2J", .code = -ENOTSUP, .says = "'ia3??[2J'" },
     { .code = -EINVAL, .says = "holds no tensors" },
     { .name_a = Q_A, .a = { 64, 4 }, .code = -EINVAL, .says = "'" Q_A "' stands without" },
     { .name_b = Q_B, .b = { 4, 64 }, .code = -EINVAL, .says = "'" Q_B "' stands without" },
