@@ -75,7 +75,7 @@ library  := $(if $(wildcard client/*.c),$(B)/libds.so.0 $(B)/libds.so $(B)/libds
 
 .DEFAULT_GOAL := all
 .PHONY: all help setup demo check check-fast check-asan check-tsan lint format bench fuzz install uninstall \
-        clean tests model
+        clean tests model always
 .DELETE_ON_ERROR:
 .SECONDARY:
 
@@ -114,8 +114,15 @@ $(B)/libds.so.0: $(client) $(shm) $(proto) client/libds.map
 $(B)/libds.so: $(B)/libds.so.0
 	$(Q)ln -sf libds.so.0 $@
 
-$(B)/libds.pc: client/libds.pc.in
+# Remembers the places of installation, so that what names them is made anew for others (make, then make install
+# prefix=/usr). Removed before it is written: root may have made it.
+$(B)/places: places := $(prefix) $(bindir) $(libdir) $(libexecdir) $(includedir) $(sysconfdir)
+$(B)/places: always
 	$(Q)mkdir -p $(@D)
+	$(Q)echo '$(places)' | cmp -s - $@ || { rm -f $@; echo '$(places)' > $@; }
+
+$(B)/libds.pc: client/libds.pc.in $(B)/places
+	$(Q)rm -f $@
 	$(Q)sed -e 's|@prefix@|$(prefix)|g' -e 's|@libdir@|$(libdir)|g' -e 's|@includedir@|$(includedir)|g' \
 		-e 's|@version@|$(VERSION)|g' $< > $@
 
@@ -192,9 +199,10 @@ $(B)/man/dsd-models.7: man/dsd-models.7.in $(B)/man/models
 	$(Q)$(B)/man/models < $< > $@.scd
 	$(Q)scdoc < $@.scd > $@
 
-$(B)/systemd/%: systemd/%.in
+$(B)/systemd/%: systemd/%.in $(B)/places
 	$(say) GEN $@
 	$(Q)mkdir -p $(@D)
+	$(Q)rm -f $@
 	$(Q)sed -e 's|@bindir@|$(bindir)|g' -e 's|@libexecdir@|$(libexecdir)|g' -e 's|@sysconfdir@|$(sysconfdir)|g' $< > $@
 
 # --- set-up, demo ---------------------------------------------------------------------------------

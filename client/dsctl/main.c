@@ -18,7 +18,7 @@ static const struct dsctl_verb *const verbs[] = {
 
 static void print_overview(FILE *stream)
 {
-    fputs("usage: dsctl [--socket PATH] VERB [OPTIONS] [OPERANDS]\n\n", stream);
+    fputs("usage: dsctl [--socket PATH] [--json] VERB [OPTIONS] [OPERANDS]\n\n", stream);
     for (size_t i = 0; i < N_VERBS; i++)
         fprintf(stream, "  %-12s %s\n", verbs[i]->name, verbs[i]->summary);
     fputs("\nMODEL is a name that `dsctl list` shows, or a path to a GGUF file or a folder.\n"

@@ -148,9 +148,9 @@ static int open_folder(struct dsctl *dsctl, const char *path, struct files *file
     free(items);
     if (code == DSCTL_OK && !config)
         return dsctl_fail(dsctl, DSCTL_ERROR,
-                          "%s is a folder without a %s: name a folder as Hugging Face has it, or "
-                          "a GGUF file",
-                          path, DS_FOLDER_CONFIG);
+                          "%s is a folder without a %s or %s: name a model's or an adapter's "
+                          "folder as Hugging Face has it, or a GGUF file",
+                          path, DS_FOLDER_CONFIG, DS_FOLDER_ADAPTER);
     return code;
 }
 

@@ -40,7 +40,7 @@ void dsctl_usage(const struct dsctl_verb *verb, void *stream)
 /* What getopt_long wants to know. */
 struct getopt_tables {
     struct option longs[OPTIONS_MAX];
-    char shorts[2 * OPTIONS_MAX + 2];
+    char shorts[2 * OPTIONS_MAX + 3];
     unsigned n;
     char *end;
 };
@@ -72,15 +72,30 @@ static int take_common(struct dsctl *dsctl, int key)
     case KEY_HELP:
         dsctl->help = true;
         return DSCTL_OK;
-    default: /* getopt has said what is wrong */
-        fprintf(stderr, "dsctl: see `dsctl help %s`\n", dsctl->verb->name);
+    default:
         return DSCTL_USAGE;
     }
 }
 
+/* One line for what getopt_long() refused: ':' lacks its value, '?' is unknown, or has a value that
+ * it does not take; optopt is 0 where no such word is known. word is the last that was looked at.
+ */
+static int refuse(struct dsctl *dsctl, int key, const char *word)
+{
+    const char *verb = dsctl->verb->name;
+
+    if (key == ':')
+        return dsctl_fail(dsctl, DSCTL_USAGE,
+                          "%s takes a value, and there is none: see `dsctl help %s`", word, verb);
+    if (strncmp(word, "--", 2) == 0 && optopt)
+        return dsctl_fail(dsctl, DSCTL_USAGE, "%s takes no value: see `dsctl help %s`", word, verb);
+    return dsctl_fail(dsctl, DSCTL_USAGE, "'%s' is no option of %s: see `dsctl help %s`", word,
+                      verb, verb);
+}
+
 static bool is_common(int key)
 {
-    return key == KEY_JSON || key == KEY_SOCKET || key == KEY_HELP || key == '?';
+    return key == KEY_JSON || key == KEY_SOCKET || key == KEY_HELP;
 }
 
 static int check_operands(struct dsctl *dsctl, int n)
@@ -98,16 +113,16 @@ int dsctl_options(struct dsctl *dsctl, int argc, char **argv, dsctl_take take, v
                   int *ret_first)
 {
     struct getopt_tables tables = { .n = 0 };
-    char name[64];
     int key, code;
 
     tables.end = tables.shorts;
+    *tables.end++ = ':'; /* getopt_long() says nothing itself, and tells what lacks its value */
     add(&tables, dsctl->verb->options);
     add(&tables, common);
-    (void) snprintf(name, sizeof name, "dsctl"); /* how getopt begins its lines */
-    argv[0] = name;
     optind = 0;
     while ((key = getopt_long(argc, argv, tables.shorts, tables.longs, NULL)) != -1) {
+        if (key == '?' || key == ':')
+            return refuse(dsctl, key, argv[optind - 1]);
         code = is_common(key) ? take_common(dsctl, key) : take(target, key, optarg);
         if (code != DSCTL_OK)
             return code;

@@ -47,10 +47,14 @@ for verb in run chat load unload pin unpin ps list show tokenize detokenize temp
     requests cancel ping bench; do
     expect 0 help $verb; prints "usage: dsctl $verb"; prints '--json'
     expect 0 $verb --help; prints "usage: dsctl $verb"
-    expect 2 $verb --nonsense; says "dsctl help $verb"
+    expect 2 $verb --nonsense; one_line; says "'--nonsense' is no option of $verb"; says "dsctl help $verb"
 done
 expect 2 run; expect 2 load; expect 2 load a b; expect 2 ps x; expect 2 cancel; expect 2 cancel x
 expect 2 run m -n many hi;     says '-n is a whole number'
+expect 2 run m -n;             one_line; says '-n takes a value'
+expect 2 run m hi --temp;      one_line; says '--temp takes a value'
+expect 2 run m --raw=x hi;     one_line; says '--raw=x takes no value'
+expect 2 run m -Z hi;          one_line; says "'-Z' is no option of run"
 expect 2 run m --temp warm hi; says '--temp is a number'
 expect 2 run m --think loud hi
 expect 2 run m --stop '' hi
