@@ -149,6 +149,20 @@ static bool demand_context(struct ds_call *call, struct ds_resident *resident, u
     return false;
 }
 
+/* A number that no type of cache has comes from a newer client or a broken one. */
+static bool known_kv_type(struct ds_call *call, const Ds__Request *request)
+{
+    int type = request->op_case == DS__REQUEST__OP_LOAD ? (int) request->load->kv_type : 0;
+
+    if (protobuf_c_enum_descriptor_get_value(&ds__kv_type__descriptor, type))
+        return true;
+    ds_call_fail(call, DS__ERROR__CODE__INVALID, 0,
+                 "load: kv_type %d is no type of KV cache that this dsd knows: leave it out, or "
+                 "update dsd",
+                 type);
+    return false;
+}
+
 /* The type of cache that a load asks for: chosen now, or there already. */
 static bool demand_kv_type(struct ds_call *call, struct ds_resident *resident, Ds__KvType type)
 {
@@ -174,6 +188,8 @@ static void start_on_model(struct ds_call *call, const Ds__Request *request)
     struct ds_resident *resident;
     int code;
 
+    if (!known_kv_type(call, request))
+        return;
     code = ds_resident_resolve(server, call->session, model_of(request), &resident, &error);
     if (code) {
         ds_call_fail(call, (Ds__Error__Code) code, 0, "%s", error.text);

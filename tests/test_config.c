@@ -5,6 +5,7 @@
  */
 #include "daemon/config.h"
 #include "proto/base.h"
+#include "proto/ds.pb-c.h"
 
 #include <sys/stat.h>
 
@@ -66,10 +67,11 @@ static void values_of_all_kinds_are_read(void **state)
 {
     struct fixture *f = *state;
 
-    assert_int_equal(parse(f, "# comment\n[dsd]\nsocket = /x/y.sock\nloop = epoll\n"
-                              "log_level=debug\ndrain_sec = 7 ; comment\n[limits]\n"
-                              "arena_bytes_max = 2M\n[engine]\nmemory = 3G\nthreads=4\n"),
-                     0);
+    assert_int_equal(
+        parse(f, "# comment\n[dsd]\nsocket = /x/y.sock\nloop = epoll\n"
+                 "log_level=debug\ndrain_sec = 7 ; comment\n[limits]\n"
+                 "arena_bytes_max = 2M\n[engine]\nmemory = 3G\nthreads=4\nkv_type = Q8_0\n"),
+        0);
     assert_string_equal(f->config.socket, "/x/y.sock");
     assert_int_equal(f->config.loop, DS_CONFIG_LOOP_EPOLL);
     assert_int_equal(f->config.log_level, 4);
@@ -77,6 +79,7 @@ static void values_of_all_kinds_are_read(void **state)
     assert_int_equal(f->config.arena_bytes_max, 2u << 20);
     assert_int_equal(f->config.memory, UINT64_C(3) << 30);
     assert_int_equal(f->config.threads, 4);
+    assert_int_equal(f->config.kv_type, DS__KV_TYPE__KV_Q8_0);
     assert_int_equal(f->config.stall_sec, 30); /* a default */
 }
 
@@ -94,6 +97,10 @@ static void a_wrong_value_is_named_with_its_place(void **state)
         { "[engine]\nmemory = 999999999T\n", ":2: memory" },
         { "[limits]\narena_bytes_max = 1K\n", "from 64K to 32M" },
         { "[dsd]\nloop = kqueue\n", ":2: loop = kqueue: expected one of: auto io_uring epoll" },
+        { "[engine]\nkv_type = Q5_0\n",
+          ":2: kv_type = Q5_0: expected one of: auto F32 F16 BF16 Q8_0 Q4_0" },
+        { "[engine]\nkv_type = 3\n", ":2: kv_type = 3: expected one of" },
+        { "[engine]\nkv_type =\n", ":2: kv_type" },
         { "[dsd]\nsokcet = /x\n", ":2: unknown key sokcet in section [dsd]" },
         { "[dds]\nsocket = /x\n", ":2: unknown key socket in section [dds]" },
         { "[dsd]\nwhat is this\n", ":2: expected [section]" },

@@ -43,12 +43,14 @@ static void round_group(float *x, float divisor, int low, int high)
     }
 }
 
-/* What the cache makes of one position's key or value. */
-static void store(enum ds_kv_type type, float *x, uint32_t dim)
+/* What the cache makes of one position's key or value, turned by the largest power of two in turn.
+ */
+static void store(enum ds_kv_type type, float *x, uint32_t dim, uint32_t turn)
 {
-    uint32_t turn = dim & -dim; /* the largest power of two in it */
+    bool turns = type == DS_KV_Q8_0 || type == DS_KV_Q4_0;
 
-    if (type == DS_KV_Q4_0)
+    turn &= -turn;
+    if (turns)
         ds_kv_rotate(x, dim, turn);
     for (uint32_t d = 0; d < dim; d++) {
         if (type == DS_KV_F16)
@@ -60,7 +62,7 @@ static void store(enum ds_kv_type type, float *x, uint32_t dim)
         if (type == DS_KV_Q4_0 && d % 32 == 0)
             round_group(x + d, -8, -8, 7);
     }
-    if (type == DS_KV_Q4_0)
+    if (turns)
         ds_kv_rotate(x, dim, turn);
 }
 
@@ -130,9 +132,10 @@ static void check_attention(struct ds_backend *backend, struct ds_case_random *r
         backend->attention(backend, out, q, kv, 1, &batch, c->n_heads, 0.7f, c->window), 0);
     result = ds_case_read(backend, out, (size_t) batch.n_tokens * c->n_heads * c->value_dim);
     for (size_t i = 0; i < (size_t) fill.n_tokens * c->n_kv_heads; i++) {
-        store(c->type, keys + i * c->key_dim, c->key_dim);
+        store(c->type, keys + i * c->key_dim, c->key_dim,
+              c->key_dim | (c->shared ? c->value_dim : 0));
         if (!c->shared)
-            store(c->type, values + i * c->value_dim, c->value_dim);
+            store(c->type, values + i * c->value_dim, c->value_dim, c->value_dim);
     }
     for (unsigned i = 0; i < c->n_sequences; offset += all[i], i++)
         for (uint32_t j = 0; j < c->count[i]; j++, row++)
@@ -229,6 +232,8 @@ static void the_cache_holds_what_its_type_can(void **state)
         { DS_KV_Q4_0, 6, 2, 32, 32, 3, { 0, 31, 64 }, { 33, 2, 40 }, 0, false },
         { DS_KV_Q4_0, 4, 2, 96, 128, 2, { 0, 1200 }, { 70, 1 }, 0, false },
         { DS_KV_Q4_0, 16, 1, 576, 512, 1, { 40 }, { 3 }, 0, true },
+        { DS_KV_Q8_0, 4, 1, 96, 80, 1, { 33 }, { 3 }, 0, true },
+        { DS_KV_Q4_0, 4, 1, 96, 80, 1, { 33 }, { 3 }, 0, true },
     };
 
     (void) state;
@@ -261,7 +266,7 @@ static void a_cache_that_cannot_be_is_refused(void **state)
 {
     static const struct ds_kv_geometry cases[] = {
         { 1, 1, 40, 64, 4, DS_KV_Q8_0, 0, false },     { 1, 1, 64, 40, 4, DS_KV_Q8_0, 0, false },
-        { 1, 1, 80, 64, 4, DS_KV_Q4_0, 0, false },     { 1, 1, 96, 80, 4, DS_KV_Q4_0, 0, true },
+        { 1, 1, 80, 64, 4, DS_KV_Q4_0, 0, false },     { 1, 1, 80, 64, 4, DS_KV_Q4_0, 0, true },
         { 1, 1, 64, 64, 4, DS_KV_Q4_0 + 1, 0, false }, { 1, 1, 64, 80, 4, DS_KV_F16, 0, true },
     };
     struct ds_backend *backend = ds_case_backend(NULL, 1);

@@ -311,6 +311,37 @@ static void only_admins_pin_unload_and_see_others(void **state)
     assert_int_equal(status, 0);
 }
 
+static void a_type_of_cache_that_nobody_knows_is_refused(void **state)
+{
+    static const int unknown[] = { 6, 77, -1, INT32_MAX };
+    struct fixture *f = *state;
+    Ds__Request request = DS__REQUEST__INIT;
+    Ds__LoadRequest message = DS__LOAD_REQUEST__INIT;
+    Ds__ModelRef reference = DS__MODEL_REF__INIT;
+
+    reference.name = (char *) "a";
+    message.model = &reference;
+    request.op_case = DS__REQUEST__OP_LOAD;
+    request.load = &message;
+    for (unsigned i = 0; i < 2 * sizeof unknown / sizeof *unknown; i++) {
+        struct raw_answer *answer;
+        Ds__Error *error;
+
+        if (i == sizeof unknown / sizeof *unknown) { /* now with the model resident */
+            expect_resident(f, "");
+            use(f, "a");
+        }
+        message.kv_type = (Ds__KvType) unknown[i % (sizeof unknown / sizeof *unknown)];
+        answer = raw_call(&f->client, &request, 5000);
+        error = raw_error(answer);
+        assert_int_equal(error->code, DS__ERROR__CODE__INVALID);
+        assert_non_null(strstr(error->text, "load: kv_type"));
+        ds_message_free(error);
+        (void) raw_answer_free(answer);
+    }
+    expect_resident(f, "a");
+}
+
 static void sighup_reads_the_configuration_again(void **state)
 {
     struct fixture *f = *state;
@@ -352,6 +383,7 @@ int main(void)
         TEST(a_demand_changes_nothing_while_an_engine_starts),
         TEST(a_file_handed_over_is_the_model_it_is),
         TEST(only_admins_pin_unload_and_see_others),
+        TEST(a_type_of_cache_that_nobody_knows_is_refused),
         TEST(sighup_reads_the_configuration_again),
     };
 

@@ -2,7 +2,7 @@
 /*
  * The KV cache: one head of one block is a section of keys and one of values (cpu.h).
  *
- * Q8_0 and Q4_0 keep one scale (f16) for 32 elements of a row of one position. Q4_0 turns keys and
+ * Q8_0 and Q4_0 keep one scale (f16) for 32 elements of a row of one position. They turn keys and
  * values by a Hadamard matrix first, so that an outlier is spread over its neighbours; attention()
  * turns queries likewise, which leaves q k as it was, and turns its result back.
  */
@@ -39,7 +39,7 @@ static uint32_t stride(uint32_t dim)
     return (dim + 15) / 16 * 16;
 }
 
-/* The largest power of two that divides dim */
+/* The largest power of two that divides dim; of a | b: that divides both */
 static uint32_t rotation(uint32_t dim)
 {
     return dim & -dim;
@@ -63,11 +63,10 @@ static int lay_out(struct ds_kv *kv, const struct ds_kv_geometry *geometry)
                                 : section(geometry->type, geometry->key_dim, DS_KV_BLOCK, true);
     if (!geometry->shared)
         kv->values = section(geometry->type, DS_KV_BLOCK, kv->value_stride, false);
-    if (geometry->type == DS_KV_Q4_0) {
-        kv->key_rotation = rotation(geometry->key_dim);
+    if (scaled) {
+        kv->key_rotation =
+            rotation(geometry->key_dim | (geometry->shared ? geometry->value_dim : 0));
         kv->value_rotation = geometry->shared ? kv->key_rotation : rotation(geometry->value_dim);
-        if (geometry->value_dim % kv->value_rotation)
-            return -EINVAL;
     }
     kv->head_bytes = (kv->keys.size_bytes + kv->values.size_bytes + 63) / 64 * 64;
     return 0;
