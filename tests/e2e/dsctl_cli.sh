@@ -96,7 +96,8 @@ expect 0 tokenize "$work/x-00001-of-00002.gguf" --json x
 rm "$work/x-00002-of-00002.gguf"
 expect 1 tokenize "$work/x-00001-of-00002.gguf" x; one_line; says x-00002-of-00002.gguf
 expect 1 run "$work/not-there.gguf" hi; one_line; says not-there.gguf
-expect 1 run "$work/" hi; says 'no regular file'
+expect 1 run "$work/" hi; one_line; says 'a folder without a config.json'
+expect 1 run /dev/null hi; one_line; says 'no regular file'
 printf 'hello' | timeout 60 "$build/dsctl" run m -n 5 --seed 7 >"$work/out"
 cmp -s "$work/out" "$work/plain" || fail 'the prompt from stdin'
 printf 'one\n\n/clear\ntwo\n/quit\nthree\n' | timeout 60 "$build/dsctl" chat m -n 5 --seed 7 >"$work/out"
