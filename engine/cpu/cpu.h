@@ -9,7 +9,7 @@
 #include "engine/cpu/scratch.h"
 
 /* Rows whose quantised form and sums stay in the second-level cache: whole groups. */
-#define DS_TILE_ROWS (21 * DS_ACT_GROUP)
+#define DS_TILE_ROWS (22 * DS_ACT_GROUP)
 
 struct ds_buffer {
     size_t n_floats;

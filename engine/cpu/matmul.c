@@ -21,6 +21,7 @@ struct matmul {
     uint32_t first_panel[PRODUCTS_MAX + 1]; /* of each product, counted through all of them */
     const float *in;
     uint32_t n, k;
+    uint32_t tile_rows; /* of every item but those of the last tile */
 };
 
 void ds_cpu_multiply_panel(const struct ds_kernels *kernels, const struct ds_weight *weight,
@@ -88,8 +89,9 @@ static void multiply(void *arg, uint32_t item, unsigned thread)
 {
     const struct matmul *matmul = arg;
     uint32_t n_panels = matmul->first_panel[matmul->n_products];
-    uint32_t first_row = item / n_panels * TILE_ROWS, panel = item % n_panels;
-    uint32_t n_rows = matmul->n - first_row < TILE_ROWS ? matmul->n - first_row : TILE_ROWS;
+    uint32_t first_row = item / n_panels * matmul->tile_rows, panel = item % n_panels;
+    uint32_t left = matmul->n - first_row,
+             n_rows = left < matmul->tile_rows ? left : matmul->tile_rows;
     struct thread_memory *memory = matmul->cpu->threads[thread].data;
     const struct ds_product *product = matmul->products;
     unsigned i = 0;
@@ -135,6 +137,15 @@ static int prepare(struct matmul *matmul)
     return 0;
 }
 
+/* As few tiles as hold n rows, and all of about one size: unpacking a panel costs the same for a
+ * tile of few rows. */
+static uint32_t even_tile(uint32_t n)
+{
+    uint32_t n_tiles = (n + TILE_ROWS - 1) / TILE_ROWS, rows = (n + n_tiles - 1) / n_tiles;
+
+    return (rows + DS_ACT_GROUP - 1) / DS_ACT_GROUP * DS_ACT_GROUP;
+}
+
 static int multiply_group(struct ds_cpu *cpu, const struct ds_product *products,
                           unsigned n_products, const struct ds_buffer *in, uint32_t n)
 {
@@ -143,14 +154,15 @@ static int multiply_group(struct ds_cpu *cpu, const struct ds_product *products,
                              .n_products = n_products,
                              .in = in->data,
                              .n = n,
-                             .k = products->weight->k };
+                             .k = products->weight->k,
+                             .tile_rows = even_tile(n) };
     uint32_t n_items, grain;
     int r;
 
     r = prepare(&matmul);
     if (r < 0)
         return r;
-    n_items = matmul.first_panel[n_products] * ((n + TILE_ROWS - 1) / TILE_ROWS);
+    n_items = matmul.first_panel[n_products] * ((n + matmul.tile_rows - 1) / matmul.tile_rows);
     grain = n_items / (ds_pool_n_threads(cpu->pool) * 8);
     ds_pool_run(cpu->pool, multiply, &matmul, n_items, grain);
     return 0;

@@ -30,9 +30,17 @@ static float scale_at(const struct ds_packed *packed, uint64_t i)
     return packed->scale_type == DS_TYPE_F16 ? ds_f16_to_f32(half) : ds_bf16_to_f32(half);
 }
 
-static uint64_t group_of(const struct ds_packed *packed, uint64_t k)
+static uint64_t group_said(const struct ds_packed *packed, uint64_t k)
 {
     return packed->groups ? word_at(packed->groups, k) : k / packed->group_size;
+}
+
+/* The groups were looked at when the file was opened, but whoever has it may write to it since. */
+static uint64_t group_of(const struct ds_packed *packed, uint64_t k)
+{
+    uint64_t group = group_said(packed, k);
+
+    return group < packed->n_groups ? group : packed->n_groups - 1;
 }
 
 static unsigned quant_at(const struct ds_packed *packed, uint64_t n_outputs, uint64_t row,
@@ -65,7 +73,7 @@ static int look_at_groups(const struct ds_packed *packed, uint64_t k, bool *ret_
 {
     *ret_shared = packed->groups ? true : packed->group_size % 32 == 0;
     for (uint64_t i = 0; packed->groups && i < k; i++) {
-        if (group_of(packed, i) >= packed->n_groups) {
+        if (group_said(packed, i) >= packed->n_groups) {
             *ret_bad = i;
             return -EBADMSG;
         }
