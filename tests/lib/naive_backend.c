@@ -4,7 +4,7 @@
 #include <assert.h>
 #include <math.h>
 
-#include "engine/format/quant.h"
+#include "engine/format/packed.h"
 
 struct ds_buffer {
     size_t n;
@@ -73,7 +73,8 @@ static int weight_new_stack(struct ds_backend *backend, const struct ds_tensor *
     weight->n_matrices = n_matrices;
     for (uint32_t i = 0; i < n_matrices; i++) {
         assert(matrices[i].dims[0] == weight->k && matrices[i].dims[1] == weight->n);
-        ds_type_traits(matrices[i].type)->dequantise(matrices[i].data, weight->data + i * n, n);
+        for (uint64_t row = 0; row < weight->n; row++)
+            ds_tensor_row_floats(&matrices[i], row, weight->data + i * n + row * weight->k);
     }
     *ret_weight = weight;
     return 0;
