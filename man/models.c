@@ -6,16 +6,27 @@
 #include <stdio.h>
 
 #include "engine/backend.h"
+#include "engine/format/folder.h"
 #include "engine/format/quant.h"
 #include "engine/text/pretokenise.h"
+#include "proto/ds.pb-c.h"
 
 static void print_architectures(void)
 {
     const struct ds_architecture_traits *traits;
 
-    printf("[[ *architecture*\n:< *models*\n");
-    for (unsigned i = 0; (traits = ds_architecture_traits(i)); i++)
-        printf("|  %s\n:  %s\n", traits->name, traits->models);
+    printf("[[ *architecture*\n:< *models*\n:< *classes*\n");
+    for (unsigned i = 0; (traits = ds_architecture_traits(i)); i++) {
+        const char *class, *architecture, *comma = "";
+
+        printf("|  %s\n:  %s\n:  ", traits->name, traits->models);
+        for (unsigned j = 0; (class = ds_hf_class(j, &architecture)); j++)
+            if (strcmp(architecture, traits->name) == 0) {
+                printf("%s%s", comma, class);
+                comma = ", ";
+            }
+        printf("\n");
+    }
 }
 
 /* Rows of the types from .. end - 1. */
@@ -47,6 +58,45 @@ static void print_plain(const char *text, size_t size)
     }
 }
 
+static void print_packed(void)
+{
+    const struct ds_packed_traits *traits;
+
+    printf("[[ *form*\n:< *matrices*\n:< *in memory*\n:< *rounding*\n");
+    for (unsigned form = 0; (traits = ds_packed_traits(form)); form++)
+        for (unsigned i = 0; i < sizeof traits->becomes / sizeof traits->becomes[0]; i++) {
+            if (!traits->becomes[i].when)
+                break;
+            printf("|  %s\n:  %s\n:  ", i ? "" : traits->name, traits->becomes[i].when);
+            print_plain(ds_type_name(traits->becomes[i].type),
+                        strlen(ds_type_name(traits->becomes[i].type)));
+            printf("\n:  %s\n", traits->becomes[i].rounding);
+        }
+    printf("\nRead of them:");
+    for (unsigned form = 0; (traits = ds_packed_traits(form)); form++) {
+        printf("%s %s (", form ? ";" : "", traits->name);
+        print_plain(traits->reads, strlen(traits->reads));
+        printf(")");
+    }
+    printf(".\n");
+}
+
+/* The wire's own names, without the KV_ that keeps them apart from others there. */
+static void print_kv_types(void)
+{
+    const ProtobufCEnumDescriptor *types = &ds__kv_type__descriptor;
+
+    for (unsigned i = 0; i < types->n_values; i++) {
+        const char *name = types->values[i].name;
+
+        name += strncmp(name, "KV_", 3) == 0 ? 3 : 0;
+        printf("%s*", i ? ", " : "");
+        print_plain(name, strlen(name));
+        printf("*");
+    }
+    printf("\n");
+}
+
 static void print_pretokenisers(void)
 {
     const struct ds_pretokeniser *pretokeniser;
@@ -70,6 +120,8 @@ static const struct {
 } tables[] = {
     { "@ARCHITECTURES@\n", print_architectures },
     { "@TYPES@\n", print_ggml_types },
+    { "@PACKED@\n", print_packed },
+    { "@KV@\n", print_kv_types },
     { "@PRETOKENISERS@\n", print_pretokenisers },
 };
 

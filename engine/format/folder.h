@@ -89,6 +89,10 @@ int ds_hf_config_read(struct ds_hf_config *config, const struct ds_hf_files *fil
                       struct ds_error *error);
 void ds_hf_config_deinit(struct ds_hf_config *config);
 
+/* Class number i that folders may name in "architectures"; NULL past the last. *ret_architecture:
+ * GGUF's name of it. */
+const char *ds_hf_class(unsigned i, const char **ret_architecture);
+
 /* --- folder_keys.c --- */
 
 /* GGUF keys for all of it, in gguf, which has no file behind it; gguf's values point into config.

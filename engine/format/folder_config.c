@@ -115,6 +115,14 @@ static const struct {
     { "DeepseekV32ForCausalLM", "deepseek32", true, true, false, true },
 };
 
+const char *ds_hf_class(unsigned i, const char **ret_architecture)
+{
+    if (i >= sizeof families / sizeof families[0])
+        return NULL;
+    *ret_architecture = families[i].architecture;
+    return families[i].name;
+}
+
 static int choose_family(struct ds_hf_config *config, const struct reader *reader, bool any)
 {
     const json_t *first = json_array_get(get(reader, "architectures"), 0);

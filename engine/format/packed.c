@@ -9,6 +9,34 @@
 /* Output o of a word's eight stands in nibble nibble_of[o]. */
 static const uint8_t nibble_of[8] = { 0, 4, 1, 5, 2, 6, 3, 7 };
 
+static const struct ds_packed_traits forms[] = {
+    [DS_PACKED_FP8] = { "FP8",
+                        "E4M3, a scale for each 128 columns of some rows (128)",
+                        { { "rows of a multiple of 128", DS_TYPE_F8, "none" },
+                          { "other rows", DS_TYPE_BF16, "2^-9" } } },
+    [DS_PACKED_GPTQ] = { "GPTQ",
+                         "gptq and gptq_v2, 4 and 8 bits, in order or act-order",
+                         { { "4 bits, every zero 8", DS_TYPE_Q4_0, "none" },
+                           { "4 bits, other zeros", DS_TYPE_Q4_1, "of the minimum, 2^-11" },
+                           { "4 bits, 32 neighbours in several groups", DS_TYPE_Q8_0,
+                             "1/254 of the largest of 32" },
+                           { "8 bits, every zero 128, in order", DS_TYPE_Q8_0, "none" },
+                           { "other 8 bits", DS_TYPE_F16, "2^-11" },
+                           { "rows of no multiple of 32", DS_TYPE_F32, "none" } } },
+    [DS_PACKED_AWQ] = { "AWQ",
+                        "gemm, 4 bits",
+                        { { "every zero 8", DS_TYPE_Q4_0, "none" },
+                          { "other zeros", DS_TYPE_Q4_1, "of the minimum, 2^-11" },
+                          { "32 neighbours in several groups", DS_TYPE_Q8_0,
+                            "1/254 of the largest of 32" },
+                          { "rows of no multiple of 32", DS_TYPE_F32, "none" } } },
+};
+
+const struct ds_packed_traits *ds_packed_traits(unsigned form)
+{
+    return form < sizeof forms / sizeof forms[0] ? &forms[form] : NULL;
+}
+
 static uint32_t word_at(const uint8_t *words, uint64_t i)
 {
     uint32_t word;

@@ -31,6 +31,17 @@ struct ds_packed {
     const uint8_t *weights, *scales, *zeros, *groups; /* in the mapping, unaligned */
 };
 
+/* The forms as people know them, in the order of enum ds_packed_form; NULL past the last. */
+struct ds_packed_traits {
+    const char *name, *reads; /* what is read of it */
+    struct {
+        const char *when;
+        uint32_t type; /* in memory; ds_packed_choose() decides so */
+        const char *rounding;
+    } becomes[6]; /* when NULL: no more */
+};
+const struct ds_packed_traits *ds_packed_traits(unsigned form);
+
 /* The block type that holds a matrix {k, n} best, all of it looked at:
  *      Q4_0 (4 bits, 32 inputs share a group, every zero is 8): exact for f16 scales
  *      Q4_1 (the same with other zeros): only -scale * zero is rounded, to f16
