@@ -105,6 +105,9 @@ struct ds_request {
     uint64_t lora_attachment; /* or its files, of ds_attach(); 0: none */
     float lora_scale;         /* DS_SET_LORA_SCALE; not said: 1; 0 is as without */
     enum ds_speculation speculation; /* who guesses tokens ahead; changes the time alone */
+    const char *draft; /* a smaller model of the same vocabulary that guesses instead, loaded
+                          where it is not; NULL: none. speculation stays unsaid with it */
+    uint64_t draft_attachment; /* or its files, of ds_attach(); 0: none */
 };
 
 #define DS_SET_TEMPERATURE    (1u << 0)

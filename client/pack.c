@@ -36,6 +36,9 @@ static int check(struct ds *ds, const struct ds_request *request)
     if (request->lora && request->lora_attachment)
         return ds_error_set(&ds->error, -EINVAL,
                             "a request names one adapter: lora or lora_attachment");
+    if (request->draft && request->draft_attachment)
+        return ds_error_set(&ds->error, -EINVAL,
+                            "a request names one draft model: draft or draft_attachment");
     if (request->n_turns > DS_MESSAGES_MAX)
         return ds_error_set(&ds->error, -EINVAL, "%zu chat turns are more than %u",
                             request->n_turns, DS_MESSAGES_MAX);
@@ -134,7 +137,7 @@ int ds_client_pack(struct ds *ds, const struct ds_request *request, struct ds_cl
     ProtobufCBinaryData stop[DS_STOP_STRINGS_MAX];
     Ds__Request message = DS__REQUEST__INIT;
     Ds__Generate generate = DS__GENERATE__INIT;
-    Ds__ModelRef model = DS__MODEL_REF__INIT;
+    Ds__ModelRef model = DS__MODEL_REF__INIT, draft = DS__MODEL_REF__INIT;
     Ds__Sampling sampling = DS__SAMPLING__INIT;
     Ds__ChatMessages chat = DS__CHAT_MESSAGES__INIT;
     Ds__TokenIds tokens = DS__TOKEN_IDS__INIT;
@@ -183,6 +186,11 @@ int ds_client_pack(struct ds *ds, const struct ds_request *request, struct ds_cl
     if (request->lora || request->lora_attachment)
         generate.lora = &lora;
     generate.speculation = (Ds__Speculation) request->speculation;
+    if (request->draft)
+        draft.name = (char *) request->draft;
+    draft.attachment = request->draft_attachment;
+    if (request->draft || request->draft_attachment)
+        generate.draft_model = &draft;
     message.op_case = DS__REQUEST__OP_GENERATE;
     message.generate = &generate;
     return pack(ds, &message, buffer);

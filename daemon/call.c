@@ -125,6 +125,7 @@ int ds_call_new(struct ds_call **ret_call, struct ds_session *session, const str
     ds_list_init(&call->in_session);
     ds_list_init(&call->in_resident);
     ds_list_init(&call->in_lora);
+    ds_list_init(&call->in_draft);
     ds_list_init(&call->by_engine);
     ds_list_init(&call->by_key);
     if (call->has_key)
@@ -166,6 +167,7 @@ struct ds_call *ds_call_free(struct ds_call *call)
     unkeep(call);
     ds_call_recall(call);
     ds_lora_leave(call);
+    ds_draft_leave(call);
     if (call->resident)
         ds_resident_leave(call->resident, call);
     leave_session(call);
@@ -231,6 +233,7 @@ static void finish(struct ds_call *call, uint16_t type, void *bytes, size_t size
     assert(call->state != DS_CALL_FINISHED);
     ds_call_recall(call);
     ds_lora_leave(call);
+    ds_draft_leave(call);
     if (call->resident)
         ds_resident_leave(call->resident, call);
     release_charge(call);

@@ -50,6 +50,7 @@ struct ds_call {
     struct ds_list in_session;  /* ds_session::calls */
     struct ds_list in_resident; /* ds_resident::calls */
     struct ds_list in_lora;     /* ds_lora::calls */
+    struct ds_list in_draft;    /* ds_resident::drafts */
     struct ds_list by_engine;   /* bucket of ds_server::by_engine, while RUNNING */
     struct ds_list by_key;      /* bucket of ds_server::by_key, where it has a key */
     struct ds_server *server;
@@ -57,11 +58,13 @@ struct ds_call {
     struct ds_resident *resident;
     struct ds_lora *lora; /* NULL: the model as it is */
     float lora_scale;
-    struct ds_user *user; /* charged for packed_size while not NULL */
-    uint64_t id;          /* as `dsctl requests` prints it */
-    uint64_t req_id;      /* the client's */
-    uint64_t session_id;  /* of the last session, for finding what was kept for it */
-    uint64_t engine_id;   /* of the last sending; 0 while not RUNNING */
+    struct ds_resident *draft; /* guesses tokens ahead; NULL: none */
+    bool drafts;               /* had one at some time */
+    struct ds_user *user;      /* charged for packed_size while not NULL */
+    uint64_t id;               /* as `dsctl requests` prints it */
+    uint64_t req_id;           /* the client's */
+    uint64_t session_id;       /* of the last session, for finding what was kept for it */
+    uint64_t engine_id;        /* of the last sending; 0 while not RUNNING */
     uint32_t uid, pid;
     char program[33];
     uint8_t key[16];

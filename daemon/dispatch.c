@@ -124,6 +124,29 @@ static bool nobody_chose(const struct ds_resident *resident)
            resident->n_calls == 0 && !resident->reload;
 }
 
+/* The draft model that the request names. Error.Code, or 0. */
+static int choose_draft(struct ds_call *call, const Ds__Request *request, struct ds_error *error)
+{
+    const Ds__ModelRef *reference = NULL;
+    struct ds_resident *draft;
+    int code;
+
+    if (request->op_case == DS__REQUEST__OP_GENERATE)
+        reference = request->generate->draft_model;
+    if (!reference || (!*reference->name && !reference->attachment))
+        return 0;
+    if (request->generate->speculation != DS__SPECULATION__SPECULATION_DEFAULT) {
+        (void) ds_error_set(error, 0,
+                            "a draft model guesses in place of any other speculation: name one, or "
+                            "say off, ngram or mtp, not both");
+        return DS__ERROR__CODE__INVALID;
+    }
+    code = ds_resident_resolve(call->server, call->session, reference, &draft, error);
+    if (code == 0)
+        ds_draft_join(draft, call);
+    return code;
+}
+
 /* A load that names a context gets it, or fails. false: call has failed. */
 static bool demand_context(struct ds_call *call, struct ds_resident *resident, uint32_t context)
 {
@@ -206,6 +229,8 @@ static void start_on_model(struct ds_call *call, const Ds__Request *request)
     ds_resident_join(resident, call);
     call->state = DS_CALL_LOADING;
     code = choose_lora(call, request, &error);
+    if (code == 0)
+        code = choose_draft(call, request, &error);
     if (code) {
         ds_call_fail(call, (Ds__Error__Code) code, 0, "%s", error.text);
         return;
@@ -214,7 +239,7 @@ static void start_on_model(struct ds_call *call, const Ds__Request *request)
         call->state = DS_CALL_WAITING;
         if (request->op_case == DS__REQUEST__OP_LOAD)
             ds_verb_loaded(call);
-        else if (call->lora)
+        else if (call->lora || call->draft)
             ds_residents_kick(server);
         if (request->op_case != DS__REQUEST__OP_LOAD)
             ds_engine_link_pump(&server->engine);

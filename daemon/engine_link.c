@@ -222,6 +222,8 @@ static int submit_call(struct ds_call *call, uint64_t engine_id)
         link.lora_id = call->lora->id;
         link.lora_scale = call->lora_scale;
     }
+    if (call->draft)
+        link.draft_id = call->draft->id;
     switch (call->op) {
     case DS__REQUEST__OP_GENERATE:
         entry.resume_from = call->n_given + call->log.n_ids;
@@ -263,7 +265,7 @@ static bool may_go(const struct ds_engine_process *engine, const struct ds_call 
         call->files || (call->resident && call->resident->state == DS_RESIDENT_RESIDENT);
 
     return call->state == DS_CALL_WAITING && !call->withdrawn && model_there &&
-           ds_lora_ready(call) && engine->n_running < RUNNING_MAX &&
+           ds_lora_ready(call) && ds_draft_ready(call) && engine->n_running < RUNNING_MAX &&
            !(is_suspect(call) && engine->probation);
 }
 
@@ -485,6 +487,8 @@ static int take_notice(struct ds_engine_process *engine, uint64_t req_id, const 
     }
     resident->fraction = progress->fraction;
     ds_list_each(call, &resident->calls, in_resident)
+        ds_call_progress(call, progress->stage, progress->fraction);
+    ds_list_each(call, &resident->drafts, in_draft)
         ds_call_progress(call, progress->stage, progress->fraction);
     return 0;
 }

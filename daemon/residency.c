@@ -172,6 +172,7 @@ static struct ds_resident *resident_new(struct ds_server *server, struct ds_mode
     as_configured(resident);
     ds_list_init(&resident->calls);
     ds_list_init(&resident->loras);
+    ds_list_init(&resident->drafts);
     inherit(resident);
     ds_list_append(&server->residents, &resident->link);
     return resident;
@@ -219,15 +220,74 @@ void ds_resident_join(struct ds_resident *resident, struct ds_call *call)
     resident->n_calls++;
 }
 
+/* Nobody waits for it any more, and the engine knows nothing of it. */
+static bool is_unwanted(const struct ds_resident *resident)
+{
+    return resident->n_calls == 0 && resident->state == DS_RESIDENT_QUEUED && !resident->reload &&
+           resident->files_sent == 0;
+}
+
+static void on_load_retry(void *owner)
+{
+    ds_residents_kick(owner);
+}
+
+/* Whoever ends a call that has two models may be going through the residents: then the next kick
+ * frees what nobody wants. */
+static void sweep_later(struct ds_server *server)
+{
+    (void) ds_timer_set(server->loop, &server->engine.retry, ds_now_nsec(), on_load_retry, server);
+}
+
+static void sweep(struct ds_server *server)
+{
+    struct ds_resident *resident;
+
+    ds_list_each(resident, &server->residents, link)
+    {
+        if (is_unwanted(resident))
+            resident_free(resident);
+    }
+}
+
 void ds_resident_leave(struct ds_resident *resident, struct ds_call *call)
 {
     call->resident = NULL;
     ds_list_remove(&call->in_resident);
     resident->n_calls--;
     resident->last_used_nsec = ds_now_nsec();
-    if (resident->n_calls == 0 && resident->state == DS_RESIDENT_QUEUED && !resident->reload &&
-        resident->files_sent == 0)
-        resident_free(resident); /* nobody waits for it any more */
+    if (is_unwanted(resident) && call->drafts)
+        sweep_later(resident->server);
+    else if (is_unwanted(resident))
+        resident_free(resident);
+}
+
+void ds_draft_join(struct ds_resident *resident, struct ds_call *call)
+{
+    call->draft = resident;
+    call->drafts = true;
+    resident->has_drafted = true;
+    ds_list_append(&resident->drafts, &call->in_draft);
+    resident->n_calls++;
+}
+
+void ds_draft_leave(struct ds_call *call)
+{
+    struct ds_resident *resident = call->draft;
+
+    if (!resident)
+        return;
+    call->draft = NULL;
+    ds_list_remove(&call->in_draft);
+    resident->n_calls--;
+    resident->last_used_nsec = ds_now_nsec();
+    if (is_unwanted(resident))
+        sweep_later(resident->server);
+}
+
+bool ds_draft_ready(const struct ds_call *call)
+{
+    return !call->draft || call->draft->state == DS_RESIDENT_RESIDENT;
 }
 
 /* --- memory --- */
@@ -241,6 +301,8 @@ static uint64_t memory_of(const struct ds_resident *resident)
         known = resident->files->bytes + resident->server->config.kv_bytes;
     if (known < resident->files->bytes)
         known = resident->files->bytes;
+    if (resident->has_drafted) /* half as large, see engine/link_draft.c */
+        known += resident->kv_bytes / 2;
     return known + ds_loras_bytes(resident);
 }
 
@@ -333,6 +395,10 @@ static void give_up(struct ds_resident *resident, const Ds__Error *error)
         call = ds_container(resident->calls.next, struct ds_call, in_resident);
         ds_call_error(call, error);
     }
+    while (!ds_list_empty(&resident->drafts)) {
+        call = ds_container(resident->drafts.next, struct ds_call, in_draft);
+        ds_call_error(call, error);
+    }
     resident_free(resident);
 }
 
@@ -352,11 +418,6 @@ static void refuse_load(struct ds_resident *resident)
     error.text = text;
     error.retry_after_ms = 5000;
     give_up(resident, &error);
-}
-
-static void on_load_retry(void *owner)
-{
-    ds_residents_kick(owner);
 }
 
 /* Sends the load, or the rest of it. */
@@ -415,6 +476,7 @@ void ds_residents_kick(struct ds_server *server)
     struct ds_resident *resident;
     int room;
 
+    sweep(server);
     ds_list_each(resident, &server->residents, link)
     {
         if (server->engine.state != DS_ENGINE_RUNNING)
@@ -584,6 +646,9 @@ int ds_resident_unload(struct ds_resident *resident, bool force, struct ds_error
         ds_call_recall(call); /* the engine drops them silently */
         ds_call_end(call, DS__REASON__REASON_CANCELLED);
     }
+    while (!ds_list_empty(&resident->drafts)) /* those go on without, in the engine too */
+        ds_draft_leave(ds_container(resident->drafts.next, struct ds_call, in_draft));
+    ds_engine_link_pump(&resident->server->engine);
     return 0;
 }
 
@@ -668,6 +733,13 @@ void ds_resident_info(const struct ds_resident *resident, Ds__ModelInfo *info, u
     if (resident->n_calls == 0 && resident->last_used_nsec)
         info->idle_sec = (double) (ds_now_nsec() - resident->last_used_nsec) / 1e9;
     ds_list_each(call, &resident->calls, in_resident)
+    {
+        for (i = 0; i < n && users[i] != call->uid; i++)
+            ;
+        if (i == n && n < 64)
+            users[n++] = call->uid;
+    }
+    ds_list_each(call, &resident->drafts, in_draft)
     {
         for (i = 0; i < n && users[i] != call->uid; i++)
             ;

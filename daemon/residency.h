@@ -39,9 +39,11 @@ enum ds_resident_state {
 enum { DS_ROOM_NOW, DS_ROOM_LATER, DS_ROOM_NEVER };
 
 struct ds_resident {
-    struct ds_list link;  /* ds_server::residents */
-    struct ds_list calls; /* ds_call::in_resident */
-    struct ds_list loras; /* ds_lora::link */
+    struct ds_list link;   /* ds_server::residents */
+    struct ds_list calls;  /* ds_call::in_resident */
+    struct ds_list loras;  /* ds_lora::link */
+    struct ds_list drafts; /* ds_call::in_draft: it guesses for them */
+    bool has_drafted;      /* then it has a cache for that as well */
     struct ds_server *server;
     uint32_t id; /* model_id on the link */
     enum ds_resident_state state;
@@ -60,7 +62,7 @@ struct ds_resident {
     unsigned files_sent;
     uint64_t load_began_nsec;
     double load_sec, fraction;
-    uint32_t n_calls;
+    uint32_t n_calls; /* in both lists */
     uint64_t last_used_nsec;
     uint32_t crash_points;
     /* from the engine, after the first load */
@@ -90,6 +92,13 @@ struct ds_resident *ds_resident_by_engine(struct ds_server *server, uint64_t eng
 void ds_resident_join(struct ds_resident *resident, struct ds_call *call);
 void ds_resident_leave(struct ds_resident *resident, struct ds_call *call); /* may free it */
 
+/* The same for a draft model, which call has beside its own. */
+void ds_draft_join(struct ds_resident *resident, struct ds_call *call);
+void ds_draft_leave(struct ds_call *call); /* nothing where it has none */
+
+/* May call be sent to the engine as far as its draft model goes? */
+bool ds_draft_ready(const struct ds_call *call);
+
 /* Resident, loading or queued? Else it cannot be used. */
 static inline bool ds_resident_is_here(const struct ds_resident *resident)
 {
@@ -107,7 +116,8 @@ void ds_resident_loaded(struct ds_resident *resident, const Ds__ModelInfo *info)
 void ds_resident_failed(struct ds_resident *resident, const Ds__Error *error);
 void ds_resident_unloaded(struct ds_resident *resident);
 
-/* Sends it away: cancels its calls where forced. Error.Code, or 0. */
+/* Sends it away: cancels its calls where forced; those it only guesses for go on without.
+ * Error.Code, or 0. */
 int ds_resident_unload(struct ds_resident *resident, bool force, struct ds_error *error);
 
 /* The engine is gone: everything must be loaded again; points go to the load under way. */

@@ -302,6 +302,11 @@ static bool others_use(const struct ds_resident *resident, uint32_t uid)
         if (call->uid != uid)
             return true;
     }
+    ds_list_each(call, &resident->drafts, in_draft)
+    {
+        if (call->uid != uid)
+            return true;
+    }
     return false;
 }
 

@@ -147,6 +147,8 @@ struct ds_link *ds_link_free(struct ds_link *link)
     if (link->results)
         take_results(link);
     (void) ds_results_free(link->results);
+    for (struct ds_link_model *model = link->models; model; model = model->next)
+        model->scheduler = ds_scheduler_free(model->scheduler); /* before what they draft with */
     while (link->models) {
         struct ds_link_model *model = link->models;
 

@@ -26,6 +26,7 @@ struct ds_link_model *ds_link_model_free(struct ds_link_model *model)
         return NULL;
     if (model->scheduler)
         (void) ds_scheduler_free(model->scheduler);
+    (void) ds_drafter_free(model->drafter);
     ds_link_loras_free(model);
     if (model->weights)
         (void) ds_model_free(model->weights);

@@ -46,6 +46,8 @@ struct ds_link_model_spec {
 
 struct ds_link_lora; /* link_lora.c */
 
+#define DS_LINK_AGREED 8u /* draft models remembered as fitting a model */
+
 struct ds_link_model {
     struct ds_link_model *next; /* ds_link::models */
     uint32_t id;
@@ -56,9 +58,12 @@ struct ds_link_model {
     struct ds_error template_error; /* why not */
     struct ds_model *weights;
     struct ds_scheduler *scheduler;
-    struct ds_link_lora *loras; /* owned */
-    uint32_t context;           /* positions of one request */
-    struct ds_link_text text;   /* what conversions need; points into this */
+    struct ds_link_lora *loras;      /* owned */
+    struct ds_drafter *drafter;      /* owned; NULL: it has not guessed for anybody yet */
+    uint32_t agreed[DS_LINK_AGREED]; /* ids of models with the same vocabulary; 0: none */
+    unsigned n_agreed;
+    uint32_t context;         /* positions of one request */
+    struct ds_link_text text; /* what conversions need; points into this */
     /* the loop thread's: */
     unsigned n_tasks; /* with helper threads */
     bool closing;     /* freed when n_tasks is 0 */

@@ -73,7 +73,7 @@ int ds_link_finish_unload(struct ds_link *link, struct ds_link_model *model)
 
 static int schedule(struct ds_link *link, struct ds_link_request *request, struct text_task *task)
 {
-    uint32_t lora_id = task->message->lora_id;
+    uint32_t lora_id = task->message->lora_id, draft_id = task->message->draft_id;
     int r;
 
     if (lora_id) {
@@ -82,6 +82,12 @@ static int schedule(struct ds_link *link, struct ds_link_request *request, struc
         if (!task->job.adapter)
             return ds_link_send_error(link, request, DS_REPLY_REQUEST, -ENOENT,
                                       "the adapter is not resident in this engine; load it first");
+    }
+    if (draft_id && request->kind == DS_REQUEST_GENERATE) {
+        r = ds_link_draft_find(link, task->model, draft_id, &task->job.drafter, &task->error);
+        if (r < 0)
+            return ds_link_send_error(link, request, DS_REPLY_REQUEST, r, task->error.text);
+        task->job.draft = DS_DRAFT_MODEL;
     }
     task->job_ready = false; /* the scheduler takes the job, even when it fails */
     r = ds_scheduler_add(task->model->scheduler, &task->job, &task->error);
@@ -136,6 +142,7 @@ static int unload(struct ds_link *link, struct ds_link_request *request,
     model->closing = true;
     model->unload_req_id = request->id;
     model->scheduler = ds_scheduler_free(model->scheduler);
+    ds_link_draft_forget(link, model);
     (void) ds_requests_drop_model(&link->requests, model, request);
     return model->n_tasks ? 0 : ds_link_finish_unload(link, model);
 }

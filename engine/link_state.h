@@ -6,6 +6,7 @@
  *   link_request.c  ring entries: submit, cancel, ping, unload; the text thread's tasks
  *   link_load.c     LOAD datagrams and the loader's tasks
  *   link_lora.c     adapters of resident models
+ *   link_draft.c    resident models that guess for others
  *   link_send.c     completions: step records, final replies, errors, news
  *
  * Everything here runs on the loop thread. Calls return 0 or a negative errno that ends the engine;
@@ -83,6 +84,15 @@ int ds_link_lora_send(struct ds_link *link, struct ds_link_request *request,
                       const struct ds_adapter *adapter, const char *name); /* ends */
 int ds_link_lora_unload(struct ds_link *link, struct ds_link_request *request,
                         struct ds_link_model *model, uint32_t id); /* ends */
+
+/* --- link_draft.c --- */
+
+/* The drafter of the resident model id for requests on model, which must have the same vocabulary:
+ * else -EINVAL; -ENOENT. *ret_drafter NULL: there is no memory for it. */
+int ds_link_draft_find(struct ds_link *link, struct ds_link_model *model, uint32_t id,
+                       struct ds_drafter **ret_drafter, struct ds_error *error);
+/* draft is about to go: nobody drafts with it any more. */
+void ds_link_draft_forget(struct ds_link *link, const struct ds_link_model *draft);
 
 /* --- link_send.c: send_* that end a request remove it --- */
 int ds_link_send_bytes(struct ds_link *link, struct ds_link_request *request, enum ds_cqe_type type,

@@ -474,6 +474,245 @@ static void a_model_without_the_module_says_so(void **state)
     assert_true(ds_scheduler_idle(f->serving.scheduler));
 }
 
+/* --- a draft model --- */
+
+static const struct ds_drafter *drafting;
+static double step_cost_nsec, pass_cost_nsec;
+
+/* A step takes so long, and each pass of the draft model that it waited for. */
+static uint64_t draft_clock(void)
+{
+    return (uint64_t) (1e6 + step_cost_nsec * (double) watched->n_steps +
+                       pass_cost_nsec * (double) drafting->n_passes);
+}
+
+static struct ds_drafter *new_drafter(const struct ds_serving *serving, uint32_t n_blocks)
+{
+    const struct ds_drafter_options options = {
+        .n_blocks = n_blocks, .context = 256, .batch_tokens_max = 64, .sequences_max = 16
+    };
+    struct ds_drafter *drafter = NULL;
+
+    assert_int_equal(
+        ds_drafter_new(&drafter, serving->runner.backend, serving->runner.model, &options), 0);
+    return drafter;
+}
+
+/* A scheduler whose jobs draft with drafter, by draft_clock. */
+static void start_drafting(struct fixture *f, struct ds_drafter *drafter,
+                           struct ds_scheduler_options *options, double step, double pass)
+{
+    options->clock = NULL;
+    ds_serving_start(&f->serving, options, N_JOBS);
+    watched = f->serving.scheduler;
+    drafting = drafter;
+    step_cost_nsec = step;
+    pass_cost_nsec = pass;
+    f->serving.scheduler->options.clock = draft_clock;
+}
+
+static void add_drafting(struct fixture *f, struct ds_drafter *drafter, const struct ds_spec *spec,
+                         uint64_t id)
+{
+    struct ds_job job = ds_spec_job(spec, id);
+    struct ds_error error = { "" };
+
+    job.draft = DS_DRAFT_MODEL;
+    job.drafter = drafter;
+    if (ds_scheduler_add(f->serving.scheduler, &job, &error) != 0)
+        fail_msg("%s", error.text);
+}
+
+/* Ends what is under way; every block of the drafter is free then. */
+static void end_drafting(struct fixture *f, struct ds_drafter *drafter)
+{
+    f->serving.scheduler = ds_scheduler_free(f->serving.scheduler);
+    ds_kv_cache_check(drafter->cache);
+    assert_int_equal(ds_kv_cache_n_free(drafter->cache), drafter->options.n_blocks);
+    (void) ds_drafter_free(drafter);
+}
+
+/* Models with the vocabulary of the fixture's: itself, itself in other precision, another one. */
+static void open_draft_model(struct fixture *f, unsigned kind, struct ds_serving *ret_serving)
+{
+    struct ds_tiny_options options = ds_tiny_options(DS_ARCH_LLAMA, DS_TYPE_Q4_0);
+
+    if (kind == 1)
+        options.type = DS_TYPE_F32;
+    if (kind == 2) {
+        options = ds_tiny_options(DS_ARCH_QWEN3, DS_TYPE_F32);
+        options.vocab = ds_tiny_options(DS_ARCH_LLAMA, DS_TYPE_F32).vocab;
+        options.seed += 17;
+        options.n_layers = 1;
+    }
+    ds_serving_init(ret_serving, f->backend, &options);
+}
+
+static void run_all_drafting(struct fixture *f, struct ds_drafter *drafter, unsigned round,
+                             unsigned *drafted, unsigned *accepted)
+{
+    struct ds_scheduler_options options = ds_serving_options();
+    unsigned added = 0;
+
+    if (round % 2) { /* small batches, sequences put back */
+        options.batch_tokens_max = 6 + below(f, 40);
+        options.sequences_max = 1 + below(f, 8);
+        options.n_blocks = 9 + below(f, 12);
+    }
+    start_drafting(f, drafter, &options, 1e6, 1e3);
+    do {
+        while (added < N_JOBS && below(f, 3)) {
+            if (added % 4 == 3) /* among others without */
+                ds_serving_add(&f->serving, &f->specs[added], added);
+            else
+                add_drafting(f, drafter, &f->specs[added], added);
+            added++;
+        }
+        ds_kv_cache_check(drafter->cache);
+    } while (ds_serving_step(&f->serving) > 0 || added < N_JOBS);
+    assert_int_equal(ds_kv_cache_n_free(drafter->cache), drafter->options.n_blocks);
+    for (unsigned i = 0; i < N_JOBS; i++) {
+        ds_assert_same_answer(&f->serving.answers[i], &f->expected[i]);
+        *drafted += f->serving.answers[i].n_drafted;
+        *accepted += f->serving.answers[i].n_accepted;
+    }
+}
+
+static void guesses_of_a_draft_model_change_no_byte(void **state)
+{
+    struct fixture *f = *state;
+
+    for (unsigned kind = 0; kind < 3; kind++) {
+        unsigned drafted = 0, accepted = 0;
+        struct ds_serving draft;
+
+        open_draft_model(f, kind, &draft);
+        for (unsigned round = 0; round < 6; round++) {
+            struct ds_drafter *drafter = new_drafter(&draft, round < 4 ? 200 : 7 + round);
+
+            run_all_drafting(f, drafter, round, &drafted, &accepted);
+            end_drafting(f, drafter);
+        }
+        ds_serving_deinit(&draft);
+        printf("note: draft model %u: %u of %u guesses right\n", kind, accepted, drafted);
+        assert_true(drafted > 100);
+        assert_true(kind > 0 || accepted * 20 > drafted * 19); /* its own */
+    }
+}
+
+static void an_answer_with_a_draft_model_goes_on_where_it_was_cut(void **state)
+{
+    struct fixture *f = *state;
+    struct ds_scheduler_options options = ds_serving_options();
+    struct ds_drafter *drafter;
+    struct ds_serving draft;
+    unsigned accepted = 0;
+
+    open_draft_model(f, 1, &draft);
+    drafter = new_drafter(&draft, 200);
+    start_drafting(f, drafter, &options, 1e6, 1e3);
+    for (unsigned i = 0; i < N_JOBS; i++) {
+        const struct ds_answer *whole = &f->expected[i];
+
+        for (uint32_t k = 1; k <= whole->n_tokens && !f->specs[i].score; k += 5) {
+            struct ds_answer rest, *answer = &f->serving.answers[i];
+            struct ds_spec spec = f->specs[i];
+
+            memcpy(spec.tokens + spec.n_prompt, whole->tokens, k * sizeof *whole->tokens);
+            spec.n_delivered = k;
+            *answer = (struct ds_answer){ 0 };
+            ds_serving_alone(&f->serving, &spec, &rest);
+            add_drafting(f, drafter, &spec, i);
+            ds_serving_run(&f->serving);
+            ds_assert_same_answer(answer, &rest);
+            accepted += answer->n_accepted;
+        }
+    }
+    assert_true(accepted > 100);
+    end_drafting(f, drafter);
+    ds_serving_deinit(&draft);
+}
+
+/* One greedy answer of 100 tokens. */
+static const struct ds_answer *draft_one(struct fixture *f, struct ds_drafter *drafter, double pass)
+{
+    struct ds_scheduler_options options = ds_serving_options();
+    struct ds_spec spec = f->specs[5];
+    struct ds_answer expected;
+
+    spec.max_tokens = 100;
+    spec.ignore_eos = true;
+    spec.n_stops = 0;
+    ds_serving_alone(&f->serving, &spec, &expected);
+    start_drafting(f, drafter, &options, 1e6, pass);
+    add_drafting(f, drafter, &spec, 0);
+    ds_serving_run(&f->serving);
+    ds_assert_same_answer(&f->serving.answers[0], &expected);
+    return &f->serving.answers[0];
+}
+
+static void passes_are_made_while_they_are_worth_it(void **state)
+{
+    struct fixture *f = *state;
+    const struct ds_answer *answer;
+    struct ds_drafter *drafter;
+    struct ds_serving other;
+
+    drafter = new_drafter(&f->serving, 200); /* drafts for itself */
+    answer = draft_one(f, drafter, 1e4);
+    printf("note: for itself: %u of %u guesses right, %u outputs\n", answer->n_accepted,
+           answer->n_drafted, answer->n_outputs);
+    assert_true(answer->n_accepted > 70 && answer->n_drafted <= answer->n_accepted + 2);
+    assert_true(answer->n_outputs < 30);
+    end_drafting(f, drafter);
+
+    drafter = new_drafter(&f->serving, 200); /* a pass as long as two steps */
+    answer = draft_one(f, drafter, 2e6);
+    assert_true(answer->n_drafted <= 12 && drafter->n_passes <= 12);
+    end_drafting(f, drafter);
+
+    open_draft_model(f, 2, &other); /* never right */
+    drafter = new_drafter(&other, 200);
+    answer = draft_one(f, drafter, 2e5);
+    printf("note: by a stranger: %u of %u guesses right, %llu passes\n", answer->n_accepted,
+           answer->n_drafted, (unsigned long long) drafter->n_passes);
+    assert_true(answer->n_drafted < 30 && drafter->n_passes < 60);
+    end_drafting(f, drafter);
+
+    drafter = new_drafter(&other, 1); /* no room: no guesses, and the same answer */
+    answer = draft_one(f, drafter, 1e3);
+    assert_int_equal(answer->n_drafted, 0);
+    assert_int_equal(drafter->n_passes, 0);
+    end_drafting(f, drafter);
+    ds_serving_deinit(&other);
+}
+
+static void who_loses_the_draft_model_goes_on_without(void **state)
+{
+    struct fixture *f = *state;
+    struct ds_scheduler_options options = ds_serving_options();
+    struct ds_drafter *drafter = new_drafter(&f->serving, 200);
+    unsigned drafted = 0;
+
+    options.sequences_max = 8; /* some run, some wait */
+    start_drafting(f, drafter, &options, 1e6, 1e3);
+    for (unsigned i = 0; i < N_JOBS; i++)
+        add_drafting(f, drafter, &f->specs[i], i);
+    for (unsigned i = 0; i < 200 && drafter->n_passes < 6; i++)
+        (void) ds_serving_step(&f->serving);
+    assert_true(ds_kv_cache_n_free(drafter->cache) < drafter->options.n_blocks);
+    ds_scheduler_forget_drafter(f->serving.scheduler, drafter);
+    f->serving.scheduler->options.clock = NULL;
+    assert_int_equal(ds_kv_cache_n_free(drafter->cache), drafter->options.n_blocks);
+    (void) ds_drafter_free(drafter);
+    ds_serving_run(&f->serving);
+    for (unsigned i = 0; i < N_JOBS; i++) {
+        ds_assert_same_answer(&f->serving.answers[i], &f->expected[i]);
+        drafted += f->serving.answers[i].n_drafted;
+    }
+    assert_true(drafted > 0);
+}
+
 static void who_says_no_gets_none(void **state)
 {
     struct fixture *f = *state;
@@ -532,6 +771,10 @@ int main(void)
         cmocka_unit_test(the_module_has_read_all_there_is_before_it_guesses),
         cmocka_unit_test(guesses_of_the_module_change_no_byte),
         cmocka_unit_test(a_model_without_the_module_says_so),
+        cmocka_unit_test(guesses_of_a_draft_model_change_no_byte),
+        cmocka_unit_test(an_answer_with_a_draft_model_goes_on_where_it_was_cut),
+        cmocka_unit_test(passes_are_made_while_they_are_worth_it),
+        cmocka_unit_test(who_loses_the_draft_model_goes_on_without),
         cmocka_unit_test(who_says_no_gets_none),
         cmocka_unit_test(a_user_pays_for_tokens_not_for_guesses),
     };

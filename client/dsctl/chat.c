@@ -142,7 +142,7 @@ static int chat(struct dsctl *dsctl, int argc, char **argv)
         return code;
     chat.generation.request.model = chat.model.name[0] ? chat.model.name : NULL;
     chat.generation.request.attachment = chat.model.attachment;
-    code = dsctl_generation_lora(dsctl, &chat.generation);
+    code = dsctl_generation_open(dsctl, &chat.generation);
     if (code != DSCTL_OK)
         return code;
     editor = dsctl_editor_new(dsctl->signal_fd, "> ");

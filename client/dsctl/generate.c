@@ -84,6 +84,9 @@ int dsctl_generation_take(struct dsctl_generation *generation, int key, const ch
     case DSCTL_KEY_NO_SPEC:
         request->speculation = DS_SPECULATION_OFF;
         return DSCTL_OK;
+    case DSCTL_KEY_DRAFT:
+        generation->draft = value;
+        return DSCTL_OK;
     case DSCTL_KEY_SPEC:
         return take_speculation(request, value);
     case DSCTL_KEY_SYSTEM:
@@ -101,7 +104,7 @@ int dsctl_generation_take(struct dsctl_generation *generation, int key, const ch
     }
 }
 
-int dsctl_generation_lora(struct dsctl *dsctl, struct dsctl_generation *generation)
+static int open_lora(struct dsctl *dsctl, struct dsctl_generation *generation)
 {
     struct dsctl_lora *lora = &generation->lora;
     struct ds_request *request = &generation->request;
@@ -116,6 +119,21 @@ int dsctl_generation_lora(struct dsctl *dsctl, struct dsctl_generation *generati
         request->set |= DS_SET_LORA_SCALE;
         request->lora_scale = lora->scale;
     }
+    return code;
+}
+
+int dsctl_generation_open(struct dsctl *dsctl, struct dsctl_generation *generation)
+{
+    struct ds_request *request = &generation->request;
+    int code = open_lora(dsctl, generation);
+
+    if (code != DSCTL_OK || !generation->draft)
+        return code;
+    if (request->speculation != DS_SPECULATION_DEFAULT)
+        return dsctl_fail(dsctl, DSCTL_USAGE, "--draft guesses by itself: no --spec beside it");
+    code = dsctl_model_open(dsctl, generation->draft, &generation->draft_model);
+    request->draft = generation->draft_model.attachment ? NULL : generation->draft_model.name;
+    request->draft_attachment = generation->draft_model.attachment;
     return code;
 }
 

@@ -15,6 +15,8 @@ struct dsctl_generation {
     const char *system; /* or NULL */
     enum dsctl_think_mode think;
     struct dsctl_lora lora;
+    const char *draft; /* name or file of a draft model, or NULL */
+    struct dsctl_model draft_model;
 };
 
 /* The options both verbs take; keys from 300 on are theirs. */
@@ -32,6 +34,7 @@ enum {
     DSCTL_KEY_LORA,
     DSCTL_KEY_SPEC,
     DSCTL_KEY_NO_SPEC,
+    DSCTL_KEY_DRAFT,
 };
 #define DSCTL_GENERATION_OPTIONS                                                                   \
     { "max-tokens", "N", "stop after N tokens (0: when the model ends)", 'n' },                    \
@@ -48,6 +51,7 @@ enum {
         { "lora", "NAME[=SCALE]", "with this LoRA adapter, a name or a file", DSCTL_KEY_LORA },    \
         { "spec", "off|ngram|mtp", "who guesses tokens ahead", DSCTL_KEY_SPEC },                   \
         { "no-spec", NULL, "guess no tokens ahead", DSCTL_KEY_NO_SPEC },                           \
+        { "draft", "MODEL", "a smaller model that guesses tokens ahead", DSCTL_KEY_DRAFT },        \
     {                                                                                              \
         "think", "show|hide|only", "what to do with the model's thoughts", DSCTL_KEY_THINK         \
     }
@@ -56,8 +60,9 @@ void dsctl_generation_init(struct dsctl_generation *generation);
 /* One of the options above. 0 or DSCTL_USAGE. */
 int dsctl_generation_take(struct dsctl_generation *generation, int key, const char *value);
 
-/* The adapter of the options, opened where it is a file, into the request. An exit code. */
-int dsctl_generation_lora(struct dsctl *dsctl, struct dsctl_generation *generation);
+/* The adapter and the draft model of the options, opened where they are files, into the request. An
+ * exit code. */
+int dsctl_generation_open(struct dsctl *dsctl, struct dsctl_generation *generation);
 
 /* Does this prompt of turns leave the model inside its thoughts? Asks dsd to render it; a model
  * without a template starts outside. An exit code. */

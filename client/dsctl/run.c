@@ -82,7 +82,7 @@ static int answer(struct dsctl *dsctl, const char *model_name, struct run *run, 
         return code;
     request->model = model.name[0] ? model.name : NULL;
     request->attachment = model.attachment;
-    code = dsctl_generation_lora(dsctl, &run->generation);
+    code = dsctl_generation_open(dsctl, &run->generation);
     if (code != DSCTL_OK)
         return code;
     if (run->generation.think != DSCTL_THINK_SHOW && request->prompt)

@@ -15,10 +15,8 @@
 
 #include "engine/serve/scheduler_state.h"
 
-#define LEARN_SHARE  0.12f /* weight of the newest guess */
-#define HOPE         0.6f  /* of a guess before anything was learned */
-#define WORTH        1.02  /* tokens a microsecond, against a step without guesses */
-#define SLOWDOWN_MAX 2.0   /* of a step, for those in it who guess nothing */
+#define LEARN_SHARE 0.12f /* weight of the newest guess */
+#define HOPE        0.6f  /* of a guess before anything was learned */
 
 /* --- guessing --- */
 
@@ -37,6 +35,8 @@ static uint32_t propose(struct ds_scheduler *s, struct ds_sequence *sequence)
         sequence->job.tokens[sequence->n_tokens] = sequence->mtp_guess;
         return sequence->has_mtp_guess;
     }
+    if (sequence->draft == DS_DRAFT_MODEL)
+        return sequence->n_guessed;
     return ds_ngram_propose(&sequence->ngram, sequence->job.tokens, sequence->n_tokens, n);
 }
 
@@ -62,11 +62,6 @@ static uint32_t likeliest(const struct ds_scheduler *s, const float *chances,
     return best;
 }
 
-static float chance(const struct ds_sequence *sequence, uint32_t depth)
-{
-    return sequence->accepted[depth < DS_DRAFT_DEPTHS ? depth : DS_DRAFT_DEPTHS - 1];
-}
-
 /* Rows there could be for guesses. */
 static uint32_t room_for_drafts(const struct ds_scheduler *s)
 {
@@ -85,22 +80,23 @@ static uint32_t room_for_drafts(const struct ds_scheduler *s)
 static void choose(struct ds_scheduler *s, uint32_t room)
 {
     const double plain_usec = ds_pace_decode(&s->pace, s->n_decodes);
-    double tokens = s->n_decodes, best = WORTH * tokens / plain_usec;
+    double tokens = s->n_decodes, best = DS_DRAFT_WORTH * tokens / plain_usec;
     uint32_t widest = ds_pace_widest(&s->pace); /* no leaps into what was never measured */
     float chances[DS_PACE_ROWS];
     uint32_t n_chosen[DS_PACE_ROWS] = { 0 };
 
     for (uint32_t i = 0; i < s->n_running; i++)
-        chances[i] = chance(s->running[i], 0);
+        chances[i] = ds_draft_chance(s->running[i], 0);
     for (uint32_t n = 1; n <= room; n++) {
         double usec = ds_pace_decode(&s->pace, s->n_decodes + n);
         uint32_t i = likeliest(s, chances, n_chosen);
 
-        if (i == UINT32_MAX || usec > SLOWDOWN_MAX * plain_usec || s->n_decodes + n > 2 * widest)
+        if (i == UINT32_MAX || usec > DS_DRAFT_SLOWDOWN_MAX * plain_usec ||
+            s->n_decodes + n > 2 * widest)
             break;
         tokens += (double) chances[i];
         n_chosen[i]++;
-        chances[i] *= chance(s->running[i], n_chosen[i]);
+        chances[i] *= ds_draft_chance(s->running[i], n_chosen[i]);
         if (tokens / usec > best) {
             best = tokens / usec;
             for (uint32_t j = 0; j < s->n_running; j++)
@@ -131,21 +127,25 @@ static void find_blocks(struct ds_scheduler *s, struct ds_sequence *sequence)
         sequence->n_drafted = sequence->n_blocks * DS_KV_BLOCK - sequence->n_computed - 1;
 }
 
-void ds_scheduler_plan_drafts(struct ds_scheduler *s)
+int ds_scheduler_plan_drafts(struct ds_scheduler *s)
 {
     uint32_t room = room_for_drafts(s);
     bool any = false;
+    int r;
 
     if (room == 0 || (!s->options.propose && (s->n_prompt_rows > 0 || s->n_running > DS_PACE_ROWS ||
                                               ds_pace_decode(&s->pace, s->n_decodes) <= 0.0)))
-        return;
+        return 0;
+    r = s->options.propose ? 0 : ds_scheduler_run_drafters(s, room);
+    if (r < 0)
+        return r;
     for (uint32_t i = 0; i < s->n_running; i++) {
         if (guesses(s, s->running[i]))
             s->running[i]->n_proposed = propose(s, s->running[i]);
         any = any || s->running[i]->n_proposed > 0;
     }
     if (!any)
-        return;
+        return 0;
     if (s->options.propose)
         choose_all(s, room);
     else
@@ -161,6 +161,7 @@ void ds_scheduler_plan_drafts(struct ds_scheduler *s)
         s->n_outputs += sequence->n_drafted;
         s->n_decodes += sequence->n_drafted;
     }
+    return 0;
 }
 
 /* --- afterwards --- */
@@ -189,6 +190,7 @@ uint32_t ds_scheduler_judge_drafts(struct ds_scheduler *s, struct ds_sequence *s
             break;
         n_right += i < sequence->n_drafted;
     }
+    ds_draft_settle(sequence, sequence->n_tokens + n_right);
     if (sequence->n_drafted == 0)
         return 0;
     n_blocks = ds_blocks_of(sequence->n_computed + 1 + n_right);

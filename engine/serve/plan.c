@@ -55,6 +55,7 @@ void ds_scheduler_stop(struct ds_scheduler *s, struct ds_sequence *sequence)
     ds_kv_cache_release(s->cache, sequence->blocks, sequence->n_blocks);
     sequence->n_blocks = sequence->n_published = sequence->n_computed = 0;
     sequence->has_mtp_guess = false;
+    ds_draft_seat_clear(&sequence->seat);
     sequence->n_planned = sequence->n_outputs = sequence->n_proposed = sequence->n_drafted = 0;
     while (s->running[i] != sequence)
         i++;
@@ -408,7 +409,7 @@ void ds_scheduler_plan(struct ds_scheduler *s, uint64_t now)
     s->prompt_context = 0.0;
     for (uint32_t i = 0; i < s->n_running; i++) {
         s->running[i]->n_planned = s->running[i]->n_outputs = 0;
-        s->running[i]->n_proposed = s->running[i]->n_drafted = 0;
+        s->running[i]->n_proposed = s->running[i]->n_drafted = s->running[i]->n_guessed = 0;
     }
     make_room_for_the_starved(s, now);
     plan_decodes(s);

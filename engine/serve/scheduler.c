@@ -5,7 +5,7 @@
 
 #include "engine/serve/scheduler_state.h"
 
-static uint64_t now_nsec(const struct ds_scheduler *s)
+uint64_t ds_scheduler_now(const struct ds_scheduler *s)
 {
     return s->options.clock ? s->options.clock() : ds_now_nsec();
 }
@@ -169,12 +169,16 @@ static int choose_drafts(const struct ds_scheduler *s, struct ds_sequence *seque
                          struct ds_error *error)
 {
     sequence->draft = sequence->job.draft ? sequence->job.draft : s->options.draft;
+    if (sequence->draft == DS_DRAFT_MODEL && !sequence->job.drafter)
+        sequence->draft = s->options.draft;
     if (sequence->draft == DS_DRAFT_MTP && !s->spans)
         return ds_error_set(error, -ENOTSUP,
                             "the model has no module that predicts further tokens: leave "
                             "speculation open or ask for n-grams");
     if (sequence->draft == DS_DRAFT_DEFAULT || sequence->job.score)
         sequence->draft = DS_DRAFT_OFF;
+    if (sequence->draft == DS_DRAFT_MODEL)
+        sequence->seat.drafter = sequence->job.drafter;
     memcpy(sequence->accepted, s->accepted, sizeof s->accepted);
     return 0;
 }
@@ -199,7 +203,7 @@ int ds_scheduler_add(struct ds_scheduler *s, struct ds_job *job, struct ds_error
         return ds_error_set(error, r, "no memory for another request");
     }
     if (sequence->job.submitted_nsec == 0)
-        sequence->job.submitted_nsec = now_nsec(s);
+        sequence->job.submitted_nsec = ds_scheduler_now(s);
     sequence->arrival = s->next_arrival++;
     ds_user_enqueue(sequence->user, sequence);
     return 0;
@@ -347,12 +351,15 @@ static void deliver_all(struct ds_scheduler *s, uint64_t now, ds_output_sink *si
 
 int ds_scheduler_step(struct ds_scheduler *s, ds_output_sink *sink, void *arg)
 {
-    uint64_t before = now_nsec(s), after;
+    uint64_t before = ds_scheduler_now(s), after;
     int r;
 
     end_what_is_due(s, before, sink, arg);
     ds_scheduler_plan(s, before);
-    ds_scheduler_plan_drafts(s);
+    s->drafting_nsec = 0;
+    r = ds_scheduler_plan_drafts(s);
+    if (r < 0)
+        return r;
     build_batch(s);
     if (s->batch.n_tokens == 0) {
         assert(ds_scheduler_idle(s)); /* whoever has work can always do some of it */
@@ -362,15 +369,15 @@ int ds_scheduler_step(struct ds_scheduler *s, ds_output_sink *sink, void *arg)
     if (r < 0)
         return r;
     ds_scheduler_draw(s);
-    after = now_nsec(s);
+    after = ds_scheduler_now(s);
     deliver_all(s, after, sink, arg);
     r = ds_scheduler_run_mtp(s);
     if (r < 0)
         return r;
     if (r > 0)
-        after = now_nsec(s);
+        after = ds_scheduler_now(s);
     ds_pace_learn(&s->pace, s->n_decodes, s->n_prompt_rows, s->prompt_context,
-                  (double) (after - before) / 1e3);
+                  (double) (after - before - s->drafting_nsec) / 1e3);
     return ds_scheduler_idle(s) ? 0 : 1;
 }
 

@@ -22,6 +22,7 @@
 
 #include "engine/backend.h"
 #include "engine/model/model.h"
+#include "engine/serve/drafter.h"
 #include "engine/serve/sampler.h"
 #include "engine/text/reply.h"
 #include "engine/text/tokenizer.h"
@@ -43,6 +44,7 @@ enum ds_draft_source {
     DS_DRAFT_OFF,
     DS_DRAFT_NGRAM, /* what came after the same tokens before, see ngram.h */
     DS_DRAFT_MTP,   /* the model's own module for the token after the next */
+    DS_DRAFT_MODEL, /* the job's drafter; of options: as DS_DRAFT_OFF */
 };
 
 /* For tests: up to n guesses behind tokens[n_tokens], in place. Returns how many. */
@@ -63,6 +65,7 @@ struct ds_job {
     bool want_logprobs;
     uint32_t n_top; /* alternatives per token; score: after the text */
     enum ds_draft_source draft;
+    struct ds_drafter *drafter; /* borrowed, with DS_DRAFT_MODEL; NULL: as if draft were default */
     struct ds_sampling sampling;
     struct ds_logit_bias *bias; /* owned; sampling.bias points to it */
     struct ds_bytes *stops;     /* owned, with their bytes in the same allocation */
@@ -134,6 +137,9 @@ struct ds_scheduler *ds_scheduler_free(struct ds_scheduler *scheduler); /* drops
  * in error. */
 int ds_scheduler_add(struct ds_scheduler *scheduler, struct ds_job *job, struct ds_error *error);
 void ds_job_deinit(struct ds_job *job);
+
+/* drafter is about to go: who drafts with it goes on without guesses. */
+void ds_scheduler_forget_drafter(struct ds_scheduler *scheduler, const struct ds_drafter *drafter);
 
 /* Cancels at the next step, which reports DS_FINISH_CANCELLED. Unknown ids are no error. */
 void ds_scheduler_cancel(struct ds_scheduler *scheduler, uint64_t id);

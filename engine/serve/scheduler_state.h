@@ -6,6 +6,7 @@
  *      plan.c        which rows the next batch has: growth, admission, prompt chunks
  *      draft.c       which guesses get rows in it, and what became of them
  *      mtp.c         guesses by the model's own module
+ *      draft_model.c guesses by another model
  *      draw.c        from logits to tokens, on all threads
  *      deliver.c     from tokens to text and outputs
  *
@@ -37,7 +38,8 @@ struct ds_scheduler {
     uint64_t next_arrival;
     uint64_t n_steps;
 
-    struct ds_pace pace;             /* what a step costs */
+    struct ds_pace pace;             /* what a step costs, a draft model's passes aside */
+    uint64_t drafting_nsec;          /* what those of this step took */
     uint32_t n_mixed;                /* steps since the last with answers and without prompts */
     float accepted[DS_DRAFT_DEPTHS]; /* of all sequences: what a new one starts with */
 
@@ -73,15 +75,35 @@ struct ds_scheduler {
  * and the n_... of the step. now: CLOCK_MONOTONIC. */
 void ds_scheduler_plan(struct ds_scheduler *scheduler, uint64_t now);
 
+#define DS_DRAFT_WORTH        1.02 /* tokens a microsecond, against a step without guesses */
+#define DS_DRAFT_SLOWDOWN_MAX 2.0  /* of a step, for those in it who guess nothing */
+
+/* That a guess is right if those before it are. */
+static inline float ds_draft_chance(const struct ds_sequence *sequence, uint32_t depth)
+{
+    return sequence->accepted[depth < DS_DRAFT_DEPTHS ? depth : DS_DRAFT_DEPTHS - 1];
+}
+
+/* scheduler.c: the time, in nanoseconds. */
+uint64_t ds_scheduler_now(const struct ds_scheduler *scheduler);
+
 /* draft.c: nothing learned yet. */
 void ds_drafts_init(struct ds_scheduler *scheduler);
 
-/* draft.c: adds rows with guesses to what is planned, where that makes tokens come faster. */
-void ds_scheduler_plan_drafts(struct ds_scheduler *scheduler);
+/* draft.c: adds rows with guesses to what is planned, where that makes tokens come faster.
+ * Negative: the backend failed. */
+int ds_scheduler_plan_drafts(struct ds_scheduler *scheduler);
 
 /* draft.c: after the draw: learns from the guesses of sequence, gives back the blocks that only
  * wrong ones need. Returns how many of its guesses came true: so many more rows hold. */
 uint32_t ds_scheduler_judge_drafts(struct ds_scheduler *scheduler, struct ds_sequence *sequence);
+
+/* draft_model.c: has draft models guess for those who want it, where there is room for so many
+ * rows: sets n_guessed. Negative: the backend failed. */
+int ds_scheduler_run_drafters(struct ds_scheduler *scheduler, uint32_t room);
+
+/* draft_model.c: of what sequence's draft model has read, n_tokens hold. */
+void ds_draft_settle(struct ds_sequence *sequence, uint32_t n_tokens);
 
 /* mtp.c: what a step left for the model's module of one sequence of the batch. */
 struct ds_mtp_span {

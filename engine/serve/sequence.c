@@ -155,6 +155,7 @@ struct ds_sequence *ds_sequence_free(struct ds_sequence *sequence)
     assert(sequence->n_blocks == 0);
     (void) ds_detokenizer_free(sequence->detokenizer);
     ds_ngram_deinit(&sequence->ngram);
+    ds_draft_seat_deinit(&sequence->seat);
     free(sequence->blocks);
     ds_job_deinit(&sequence->job);
     free(sequence);

@@ -10,6 +10,7 @@
  */
 #pragma once
 
+#include "engine/serve/drafter.h"
 #include "engine/serve/kv_cache.h"
 #include "engine/serve/ngram.h"
 #include "engine/serve/scheduler.h"
@@ -56,8 +57,12 @@ struct ds_sequence {
     struct ds_ngram ngram;
     uint32_t mtp_guess; /* of the model's module, for token n_tokens */
     bool has_mtp_guess;
-    uint32_t n_proposed; /* in the step being planned */
-    uint32_t n_drafted;  /* of these, with rows of their own: the last ones of n_planned */
+    struct ds_draft_seat seat; /* with a draft model; empty without */
+    uint64_t drafted_in;       /* number of the last step in which the draft model looked at it */
+    uint32_t n_guessed;        /* by the draft model in the step being planned */
+    uint32_t n_wanted;         /* of it, at most */
+    uint32_t n_proposed;       /* in the step being planned */
+    uint32_t n_drafted;        /* of these, with rows of their own: the last ones of n_planned */
     uint32_t n_drafted_total, n_accepted_total;
     float
         accepted[DS_DRAFT_DEPTHS]; /* how often a guess is right if those before it are, by depth */
