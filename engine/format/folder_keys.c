@@ -7,8 +7,31 @@
 struct writer {
     struct ds_hf_config *config;
     struct ds_gguf *gguf;
-    bool failed; /* no memory */
+    bool failed;              /* no memory */
+    const char *bad, *wanted; /* the first field of another kind than it must be; NULL: none */
 };
+
+enum kind { SIZE, REAL, FLAG, TEXT };
+
+/* A field of a JSON object; NULL where it is not there or null, or of another kind, which is noted:
+ * what is taken for absent must not be something that was said. */
+static const json_t *field_of(struct writer *writer, const json_t *object, const char *field,
+                              enum kind kind)
+{
+    static const char *const wanted[] = { "a whole number from 0 on", "a number", "true or false",
+                                          "a text" };
+    const json_t *json = json_object_get(object, field);
+    bool fits[] = { json_is_integer(json) && json_integer_value(json) >= 0, json_is_number(json),
+                    json_is_boolean(json), json_is_string(json) };
+
+    if (!json || json_is_null(json) || fits[kind])
+        return json_is_null(json) ? NULL : json;
+    if (!writer->bad) {
+        writer->bad = field;
+        writer->wanted = wanted[kind];
+    }
+    return NULL;
+}
 
 /* A fresh key without a value. */
 static struct ds_gguf_key *put(struct writer *writer, const char *suffix, uint32_t type)
@@ -72,27 +95,27 @@ static void put_text(struct writer *writer, const char *suffix, const char *text
 static void copy_size(struct writer *writer, const json_t *object, const char *field,
                       const char *suffix)
 {
-    const json_t *json = json_object_get(object, field);
+    const json_t *json = field_of(writer, object, field, SIZE);
 
-    if (json_is_integer(json) && json_integer_value(json) >= 0)
+    if (json)
         put_size(writer, suffix, (uint64_t) json_integer_value(json));
 }
 
 static void copy_real(struct writer *writer, const json_t *object, const char *field,
                       const char *suffix)
 {
-    const json_t *json = json_object_get(object, field);
+    const json_t *json = field_of(writer, object, field, REAL);
 
-    if (json_is_number(json))
+    if (json)
         put_real(writer, suffix, json_number_value(json));
 }
 
 static void copy_flag(struct writer *writer, const json_t *object, const char *field,
                       const char *suffix)
 {
-    const json_t *json = json_object_get(object, field);
+    const json_t *json = field_of(writer, object, field, FLAG);
 
-    if (json_is_boolean(json))
+    if (json)
         put_bits(writer, suffix, DS_GGUF_BOOL, json_is_true(json));
 }
 
@@ -113,7 +136,7 @@ static void put_sizes(struct writer *writer)
     put_size(writer, "attention.value_length", c->value_dim);
     put_size(writer, "rope.dimension_count", c->rope_dims);
     put_real(writer, "rope.freq_base", c->rope_base);
-    if (json_is_number(json_object_get(c->json, "rms_norm_eps")))
+    if (field_of(writer, c->json, "rms_norm_eps", REAL))
         copy_real(writer, c->json, "rms_norm_eps", "attention.layer_norm_rms_epsilon");
     else
         put_real(writer, "attention.layer_norm_rms_epsilon", 1e-6); /* transformers' default */
@@ -137,8 +160,8 @@ static void put_sizes(struct writer *writer)
 static int put_experts(struct writer *writer, struct ds_error *error)
 {
     const struct ds_hf_config *c = writer->config;
-    const char *method = json_string_value(json_object_get(c->json, "topk_method"));
-    const char *scoring = json_string_value(json_object_get(c->json, "scoring_func"));
+    const char *method = json_string_value(field_of(writer, c->json, "topk_method", TEXT));
+    const char *scoring = json_string_value(field_of(writer, c->json, "scoring_func", TEXT));
 
     if (c->n_experts == 0)
         return 0;
@@ -146,7 +169,7 @@ static int put_experts(struct writer *writer, struct ds_error *error)
     put_size(writer, "expert_used_count", c->n_used);
     put_size(writer, "expert_feed_forward_length", c->expert_ffn);
     if (!c->mla) {
-        bool normalised = json_is_true(json_object_get(c->json, "norm_topk_prob"));
+        bool normalised = json_is_true(field_of(writer, c->json, "norm_topk_prob", FLAG));
 
         put_bits(writer, "expert_weights_norm", DS_GGUF_BOOL, normalised);
         return 0;
@@ -187,9 +210,9 @@ static int put_scaling(struct writer *writer, struct ds_error *error)
     const struct ds_hf_config *c = writer->config;
     const char *type = json_string_value(json_object_get(c->rope, "rope_type"));
     double factor = json_number_value(json_object_get(c->rope, "factor"));
-    const json_t *all = json_object_get(c->rope, "mscale_all_dim");
-    const json_t *some = json_object_get(c->rope, "mscale");
-    const json_t *attention = json_object_get(c->rope, "attention_factor");
+    const json_t *all = field_of(writer, c->rope, "mscale_all_dim", REAL);
+    const json_t *some = field_of(writer, c->rope, "mscale", REAL);
+    const json_t *attention = field_of(writer, c->rope, "attention_factor", REAL);
 
     if (!c->rope)
         return 0;
@@ -225,7 +248,7 @@ static int put_scaling(struct writer *writer, struct ds_error *error)
 
 int ds_hf_config_keys(struct ds_hf_config *config, struct ds_gguf *gguf, struct ds_error *error)
 {
-    struct writer writer = { config, gguf, false };
+    struct writer writer = { .config = config, .gguf = gguf };
     int r = 0;
 
     *gguf = (struct ds_gguf){ .label = config->label, .version = 3, .alignment = 1, .fd = -1 };
@@ -239,6 +262,9 @@ int ds_hf_config_keys(struct ds_hf_config *config, struct ds_gguf *gguf, struct 
         if (r == 0)
             r = put_scaling(&writer, error);
     }
+    if (r == 0 && writer.bad)
+        r = ds_error_set(error, -EBADMSG, "%s: field '%s' is not %s: fetch the file again",
+                         config->label, writer.bad, writer.wanted);
     if (r == 0 && writer.failed)
         r = ds_error_set(error, -ENOMEM, "%s: no memory for its keys", config->label);
     return r;
