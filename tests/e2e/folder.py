@@ -108,6 +108,13 @@ try:
         change(broken, hidden_size="wide")
         refused(broken, "bad-field/config.json", "hidden_size")
 
+        broken = copy(data / "hf" / "qwen3", models / "odd-kind")  # what has a default has it when it is not said
+        change(broken, rms_norm_eps="x")
+        refused(broken, "odd-kind/config.json", "rms_norm_eps", "number")
+        broken = copy(data / "hf" / "deepseek-v3", models / "odd-scaling")
+        change(broken, routed_scaling_factor=[2.5])
+        refused(broken, "odd-scaling/config.json", "routed_scaling_factor", "number")
+
         broken = copy(data / "hf" / "qwen3", models / "cut")
         with open(broken / "model.safetensors", "r+b") as file:
             file.truncate(200000)
