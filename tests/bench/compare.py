@@ -25,7 +25,10 @@ def ours(environment):
 def theirs(peer):
     out = subprocess.run(shlex.split(peer) + ["-m", inside, "-t", threads, "-p", "512", "-n", "128", "-r", "1"],
                          check=True, capture_output=True, text=True).stdout
-    rows = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
+    if out.lstrip().startswith("["):  # -o json of older programs: one array
+        rows = json.loads(out)
+    else:
+        rows = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
     return {("pp%d" % r["n_prompt"]) if r["n_prompt"] else ("tg%d" % r["n_gen"]): r["avg_ts"] for r in rows}
 
 

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Runs dsctl bench and a peer's own bench program alternately on the same file, and prints the ratios of
 # paired runs (median). usage: tests/bench/compare.sh [-n PAIRS] [-t THREADS] MODEL.gguf PEER...
-# A PEER is a command that prints llama-bench's JSON lines, as "llama-bench -o jsonl"; it is given -m FILE,
+# A PEER is a command that prints llama-bench's JSON, as "llama-bench -o jsonl" (or -o json); it is given -m FILE,
 # -t THREADS, -p 512, -n 128, -r 1. Where the peer lives in a chroot, pass "chroot DIR llama-bench -o jsonl"
 # and PEER_MODEL=path inside it.
 set -eu
